@@ -1,0 +1,40 @@
+"""One class per decision that a caller can take. All are OSError: each carries an errno."""
+
+from __future__ import annotations
+
+import errno
+
+
+class KsmError(OSError):
+    """Something ksmemu could not do; `errno` says why, and nothing was changed unless the text says so."""
+
+
+class NotRunningError(KsmError):
+    """No ksmd serves this instance directory: start one, or name the directory of one that runs."""
+
+    def __init__(self, directory: object) -> None:
+        super().__init__(
+            errno.ENOTCONN,
+            f"no ksmd serves {directory}: start one with `ksmemu start`, or name its directory",
+        )
+
+
+class AlreadyServedError(KsmError):
+    """Another ksmd serves this instance directory."""
+
+    def __init__(self, directory: object, pid: int) -> None:
+        super().__init__(errno.EBUSY, f"{directory} is served already, by the ksmd of pid {pid}")
+
+
+class ForeignInstanceError(KsmError):
+    """The instance directory belongs to another user."""
+
+    def __init__(self, directory: object, owner: int) -> None:
+        super().__init__(errno.EPERM, f"{directory} belongs to another user (uid {owner})")
+
+
+class KernelLacksError(KsmError):
+    """The kernel lacks a facility, or does not grant it; the text is that of `ksmemu check`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(errno.EOPNOTSUPP, text)
