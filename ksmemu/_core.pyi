@@ -1,0 +1,154 @@
+"""The C core as Python sees it: mechanism only. Everything that may block releases the GIL.
+
+Addresses, offsets and sizes are in bytes and page-aligned; ranges are half-open. A buffer of ranges holds
+pairs of native uint64 (start, end). Errors are OSError with the errno and the name of the system call.
+"""
+
+from collections.abc import Buffer
+
+ORDER_MAX_PAGES: int
+WINDOW_PAGES: int
+WIRE_VERSION: int
+
+class Memory:
+    """A writable buffer over real addresses of this process.
+
+    `owner` is kept alive as long as a view is. The buffer does not check that the addresses stay mapped:
+    whoever unmaps them looks at `exports` first.
+    """
+
+    def __new__(cls, address: int, length: int, owner: object) -> Memory: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def exports(self) -> int:
+        """Views that are alive."""
+
+class Agent:
+    """What joins this process to one ksmd: its descriptors, the two userfaultfds and the C thread.
+
+    In a forked child it is closed, and the memory of its spaces is not mapped there.
+    """
+
+    def __new__(
+        cls, order: int, pool: int, pool_bytes: int, pagemap: int, tracks: bool
+    ) -> Agent:
+        """Start the thread. The three descriptors belong to the agent from here on, also on error.
+
+        Args:
+            order: order socket. pool: read-only pool of pool_bytes. pagemap: /proc/self/pagemap.
+            tracks: record writes with userfaultfd; otherwise ksmd compares checksums.
+
+        Raises:
+            OSError: EPERM, EINVAL: no userfaultfd with what is needed; EMFILE, ENOMEM.
+        """
+
+    def close(self) -> None:
+        """Stop the thread and close all descriptors. Mappings of spaces stay as they are."""
+
+    def is_alive(self) -> bool:
+        """Return whether ksmd still listens (and this is not a forked child)."""
+
+    def add_space(self, space: int, start: int, size: int, own: int, /) -> None:
+        """Make a space known. Its own object belongs to the agent from here on."""
+
+    def remove_space(self, space: int, /) -> None:
+        """Drop all mappings of a space but its reservation, close its own object, tell ksmd."""
+
+    def advise(
+        self, space: int, start: int, end: int, adopt: bool, advised: Buffer, /
+    ) -> tuple[int, int]:
+        """Make [start, end) mergeable; with `adopt`, move it from ordinary memory to the own object first.
+
+        Args:
+            advised: all mergeable ranges of the space, this one included.
+
+        Returns:
+            (done, errno): errno 0 on success. [start, done) is in the own object, [done, end) is as before.
+        """
+
+    def withdraw(self, space: int, advised: Buffer, /) -> None:
+        """Refuse merges outside `advised` from now on; orders under way for the space become stale."""
+
+    def rehome(self, space: int, start: int, end: int, /) -> None:
+        """Bring merged pages back to the own object.
+
+        Raises:
+            OSError: ENOSPC, ENOMEM: pages before the failure are OWN, the others as they were.
+        """
+
+    def unadvised(self, space: int, start: int, end: int, /) -> None:
+        """Stop recording writes to [start, end), all of it OWN, and tell ksmd."""
+
+    def unmap(self, space: int, start: int, end: int, advised: Buffer, /) -> None:
+        """Take [start, end) out of the space: its bytes are gone, ksmd is told."""
+
+def harvest(pagemap: int, start: int, end: int, /) -> bytearray:
+    """Return what was written since the last harvest, and re-arm it in the same walk.
+
+    Mappings that no track userfaultfd watches are passed over. Pages never touched may be named once.
+
+    Returns:
+        Ranges of addresses, ascending.
+
+    Raises:
+        OSError: ESRCH if the worker is gone, ENOTTY before Linux 6.7.
+
+    Runs in: ksmd, on the descriptor that the worker opened and handed over.
+    Source: PAGEMAP_SCAN, Documentation/admin-guide/mm/pagemap.rst.
+    """
+
+def find_private(pagemap: int, start: int, end: int, /) -> bytearray:
+    """Return the ranges that hold private anonymous pages, swapped ones too; the zero page is not one.
+
+    Over mappings of the pool these are the BROKEN pages. Before Linux 6.7 the zero page cannot be told
+    from a copy and is named as well.
+    """
+
+def data_extents(fd: int, start: int, end: int, /) -> bytearray:
+    """Return where an object holds data, as ranges of offsets (lseek SEEK_DATA)."""
+
+def checksum_pages(fd: int, pages: Buffer, seed: int, out: Buffer, /) -> None:
+    """Write the seeded XXH3 of each page of an object to `out`.
+
+    Args:
+        pages: uint64 page numbers; ascending ones are read in rows. out: uint64, as many.
+
+    Raises:
+        OSError: ENODATA if the object ends before a page; EINVAL if the lengths differ.
+    """
+
+def fill_frames(
+    fd: int, pages: Buffer, pool: Buffer, frames: Buffer, seed: int, out: Buffer, /
+) -> None:
+    """Copy pages of an object to frames of the pool; write the fingerprint of each frame to `out`.
+
+    Raises:
+        OSError: ENOSPC: no room for the pool, some frames may be filled; ENODATA, EINVAL.
+    """
+
+def punch(fd: int, offset: int, size: int, /) -> None:
+    """Give a stretch of an object back to the host; it reads as zeros afterwards."""
+
+def reserve(size: int, /) -> int:
+    """Set addresses aside: no memory, no access. Returns the first address."""
+
+def unreserve(start: int, size: int, /) -> None:
+    """Unmap everything at [start, start + size)."""
+
+def map_ordinary(start: int, size: int, /) -> None:
+    """Put ordinary zeroed memory at reserved addresses where nothing is mapped."""
+
+def map_nothing(start: int, size: int, /) -> None:
+    """Replace what is mapped by a reservation."""
+
+def probe_userfaultfd() -> tuple[int, bool]:
+    """Return the feature bits of this kernel, and whether only user-mode faults are within reach."""
+
+def probe_pagemap_scan() -> None:
+    """Raise OSError ENOTTY where the kernel has no PAGEMAP_SCAN."""
+
+def inotify_init() -> int:
+    """Return a new inotify descriptor: non-blocking, close-on-exec."""
+
+def inotify_add_watch(fd: int, path: str, mask: int, /) -> int:
+    """Watch a path; returns the watch descriptor."""

@@ -1,0 +1,326 @@
+/*
+ * The C core: mechanism only, no policy, no Python, no GIL.
+ *
+ * All functions return 0 or -errno unless they say otherwise; out-parameters come last and are
+ * untouched on error. Addresses and sizes are in bytes and page-aligned; [start, end) is half-open.
+ *
+ * LOCK ORDER
+ *   agents_lock            the list of agents of this process; taken by create, destroy and fork
+ *     agent.lock           mappings of the agent's spaces, its table of spaces, the order of reports
+ *
+ * agent.lock is never held by a thread that writes to the memory of a space, so a frozen writer never
+ * holds it. Between freeze and wake the core allocates nothing and calls nothing but the system.
+ */
+#ifndef KSMEMU_CORE_H
+#define KSMEMU_CORE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "wire.h"
+
+#define KSMEMU_PAGE_SHIFT 12
+#define KSMEMU_PAGE_SIZE ((size_t)1 << KSMEMU_PAGE_SHIFT)
+
+/*
+ * Most pages frozen at once: bounds how long a writer can sleep. A longer run is merged window by
+ * window; the kernel joins the mappings again.
+ */
+#define KSMEMU_WINDOW_PAGES 512u
+
+/* Most populated pages that adopting ordinary memory copies at once: bounds what is held twice. */
+#define KSMEMU_ADOPT_PAGES 4096u
+
+/* Test-only build: a step that can be left out, to show that its guarantee's test would notice. */
+#ifdef KSMEMU_BREAKS
+bool ksmemu_is_broken(const char *step);
+#else
+#define ksmemu_is_broken(step) false
+#endif
+
+struct ksmemu_range {
+	uint64_t start;
+	uint64_t end;
+};
+
+/* One address space of this process, as its agent sees it. Protected by agent.lock. */
+struct ksmemu_space {
+	uint32_t id; /* given by ksmd */
+	uint32_t epoch;
+	uintptr_t start;
+	size_t size;
+	int own;		      /* the own object; page n of the space is page n of the object */
+	size_t nr_advised;
+	struct ksmemu_range *advised; /* mergeable addresses: ascending, apart from each other */
+	struct ksmemu_space *next;
+};
+
+/* What joins this process to one ksmd. */
+struct ksmemu_agent {
+	pthread_mutex_t lock;
+	pthread_t thread;
+	int order;		    /* order socket */
+	int pool;		    /* read-only */
+	int pagemap;		    /* /proc/self/pagemap */
+	int track;		    /* userfaultfd that records writes; -1 with the checksum tracker */
+	int freeze;		    /* userfaultfd that holds writers */
+	const unsigned char *frames; /* the whole pool, read-only, to verify against */
+	size_t pool_bytes;
+	struct ksmemu_space *spaces;
+	struct ksmemu_agent *next;
+	_Atomic bool is_alive; /* cleared by the thread when ksmd is gone; read by anyone */
+	bool is_forked;	       /* this is the copy in a forked child: no thread, no memory */
+	/* The agent thread may not allocate: room for one order and its report. */
+	struct {
+		struct ksmemu_order head;
+		struct ksmemu_run runs[KSMEMU_ORDER_MAX_PAGES];
+	} inbox;
+	struct {
+		struct ksmemu_report head;
+		struct ksmemu_span spans[KSMEMU_ORDER_MAX_PAGES];
+	} outbox;
+};
+
+/* ---- uffd.c: the two userfaultfds ---------------------------------------------------------- */
+
+/**
+ * ksmemu_uffd_open() - open a userfaultfd and agree on features
+ * @features: UFFD_FEATURE_* that must be there; 0: none
+ * @ret_features: all that the kernel offers, may be NULL
+ * @ret_user_mode: whether faults of system calls are out of its reach, may be NULL
+ *
+ * Tries the plain call, then /dev/userfaultfd, then user mode only.
+ * Return: the descriptor (close-on-exec), or -errno; -EINVAL: the kernel lacks a feature.
+ */
+int ksmemu_uffd_open(uint64_t features, uint64_t *ret_features, bool *ret_user_mode);
+
+/**
+ * ksmemu_uffd_register() - let a userfaultfd watch a range
+ * @mode: UFFDIO_REGISTER_MODE_*
+ * Return: 0 or -errno; -EBUSY: another userfaultfd watches it; -EINVAL: nothing mapped.
+ */
+int ksmemu_uffd_register(int uffd, uintptr_t start, size_t size, uint64_t mode);
+
+/** ksmemu_uffd_unregister() - stop watching; protections go with it, sleepers are NOT woken */
+int ksmemu_uffd_unregister(int uffd, uintptr_t start, size_t size);
+
+/** ksmemu_uffd_protect() - write-protect a registered range; -ENOENT: not registered */
+int ksmemu_uffd_protect(int uffd, uintptr_t start, size_t size);
+
+/** ksmemu_uffd_wake() - wake whoever sleeps on a fault in the range; they fault again */
+int ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size);
+
+/* ---- harvest.c: what was written, what was copied, where data is ----------------------------- */
+
+/* Who reads a pagemap: ksmd, on the descriptor the worker handed over; the worker, on its own. */
+
+/**
+ * ksmemu_harvest() - find what was written since the last harvest, and re-arm it in the same walk
+ * @pagemap: pagemap descriptor of the worker
+ * @start: first address; advanced to where the walk stopped
+ * @end: end address
+ * @ret: filled with written ranges, ascending
+ * @max: room in @ret
+ * @ret_nr: ranges filled
+ *
+ * Call again while *start < end. Mappings that the track userfaultfd does not watch are passed over.
+ * Pages that were never touched may be named once: ask ksmemu_data_extents() whether they hold data.
+ * Return: 0; -ENOTTY: kernel before 6.7; -ESRCH: the worker is gone.
+ */
+int ksmemu_harvest(int pagemap, uint64_t *start, uint64_t end, struct ksmemu_range *ret, size_t max,
+		   size_t *ret_nr);
+
+/**
+ * ksmemu_find_private() - find private anonymous pages, in memory or swapped out
+ * @zero_too: whether to name pages that show the kernel's zero page as well
+ *
+ * Over pool mappings these are the BROKEN pages: what the kernel copied on write. Otherwise as
+ * ksmemu_harvest(), but nothing is changed. Before 6.7 it reads pagemap entries, where the zero page
+ * cannot be told from a copy; @max is at least 1024 there.
+ */
+int ksmemu_find_private(int pagemap, bool zero_too, uint64_t *start, uint64_t end,
+			struct ksmemu_range *ret, size_t max, size_t *ret_nr);
+
+/** ksmemu_probe_pagemap_scan() - 0 where the kernel has PAGEMAP_SCAN, else -errno (-ENOTTY) */
+int ksmemu_probe_pagemap_scan(void);
+
+/**
+ * ksmemu_data_extents() - find where an object holds data
+ * @fd: the object
+ * @start: first offset in bytes; advanced to where the search stopped
+ * Call again while *start < end.
+ */
+int ksmemu_data_extents(int fd, uint64_t *start, uint64_t end, struct ksmemu_range *ret, size_t max,
+			size_t *ret_nr);
+
+/* ---- checksum.c: reading pages (ksmd) -------------------------------------------------------- */
+
+/**
+ * ksmemu_checksum_pages() - fingerprint pages of an object
+ * @fd: the object, readable
+ * @pages: page numbers, ascending for speed
+ * @seed: of this instance, so that nobody can prepare a collision
+ * @ret: one 64-bit XXH3 a page
+ *
+ * Reads by pread(), not through a mapping: no fault a page, no SIGBUS from an object that its owner
+ * shrinks, no page allocated by reading a hole. Thread-safe.
+ * Return: 0 or -errno; -ENODATA: the object ends before a page.
+ */
+int ksmemu_checksum_pages(int fd, const uint64_t *pages, size_t nr, uint64_t seed, uint64_t *ret);
+
+/**
+ * ksmemu_fill_frames() - copy pages of an object to frames of the pool, and fingerprint the frames
+ * @fd: the object
+ * @pool: the pool, mapped writable (ksmd alone has that)
+ * @pool_bytes: its size
+ * @ret: fingerprint of what each frame now holds
+ * Return: 0 or -errno; -EINVAL: a frame outside the pool; -ENODATA as above; -ENOSPC: pool full.
+ */
+int ksmemu_fill_frames(int fd, const uint64_t *pages, unsigned char *pool, size_t pool_bytes,
+		       const uint64_t *frames, size_t nr, uint64_t seed, uint64_t *ret);
+
+/** ksmemu_punch() - give [offset, offset + size) of an object back to the host; it reads as zeros */
+int ksmemu_punch(int object, off_t offset, size_t size);
+
+/* ---- remap.c: the only mmap(MAP_FIXED) in the tree ------------------------------------------- */
+
+/** ksmemu_reserve() - set addresses aside: no memory, no access, nobody else's mapping */
+int ksmemu_reserve(size_t size, uintptr_t *ret);
+
+/** ksmemu_unreserve() - give the addresses back */
+int ksmemu_unreserve(uintptr_t start, size_t size);
+
+/* Each replaces what is mapped at [start, start + size), atomically. 0 or -errno (-ENOMEM). */
+int ksmemu_map_nothing(uintptr_t start, size_t size);
+int ksmemu_map_ordinary(uintptr_t start, size_t size);
+int ksmemu_map_own(uintptr_t start, size_t size, int own, off_t offset);
+int ksmemu_map_frames(uintptr_t start, size_t size, int pool, off_t offset);
+int ksmemu_map_zero(uintptr_t start, size_t size);
+
+/* ---- space.c: the table of spaces ------------------------------------------------------------ */
+
+/* All under agent.lock. */
+struct ksmemu_space *ksmemu_space_find(struct ksmemu_agent *agent, uint32_t id);
+
+/** ksmemu_space_is_advised() - whether all of [start, end) is mergeable */
+bool ksmemu_space_is_advised(const struct ksmemu_space *space, uint64_t start, uint64_t end);
+
+/** ksmemu_space_set_advised() - replace the mergeable ranges; allocates, so: not the agent thread */
+int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_range *advised,
+			     size_t nr);
+
+static inline off_t ksmemu_offset(const struct ksmemu_space *space, uintptr_t address)
+{
+	return (off_t)(address - space->start);
+}
+
+/* ---- merge.c, rehome.c: the transactions ----------------------------------------------------- */
+
+/* Errors of a transaction, one a page of the window: 0, or an errno. The caller's memory. */
+struct ksmemu_verdict {
+	uint64_t nr_pages;
+	int32_t error[KSMEMU_WINDOW_PAGES];
+};
+
+/**
+ * ksmemu_merge_window() - freeze, verify, remap, wake, punch
+ * @runs: runs of OWN pages inside one window of KSMEMU_WINDOW_PAGES, ascending; the pages between
+ *	them are OWN
+ * @verdict: an errno for each page from the first run's first to the last run's last; pages between
+ *	runs get 0
+ * @frozen_ns: raised to how long writers were held
+ *
+ * A page with an error is OWN again: EAGAIN, its bytes differ from the frame's; ENOMEM, no mapping
+ * left (vm.max_map_count).
+ * Context: agent thread, agent.lock held. Every freeze ends in a wake.
+ */
+void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			 const struct ksmemu_run *runs, size_t nr, struct ksmemu_verdict *verdict,
+			 uint64_t *frozen_ns);
+
+/**
+ * ksmemu_rehome() - bring the bytes at [start, end) back to the own object
+ *
+ * What the addresses show is written to the own object, which is then mapped over them and armed.
+ * MERGED, ZERO and BROKEN pages become OWN; OWN pages stay so.
+ * Return: 0, or -errno (-ENOSPC, -ENOMEM): nothing changed.
+ * Context: agent.lock held; at most KSMEMU_WINDOW_PAGES.
+ */
+int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+		  uintptr_t end, uint64_t *frozen_ns);
+
+/**
+ * ksmemu_adopt() - move ordinary anonymous memory at [start, end) into the own object
+ * @ret_done: end address of what was moved; equal to @end on success
+ *
+ * Other threads may read and write throughout. Pages never touched stay holes.
+ * Return: 0 or -errno (-ENOSPC, -ENOMEM): [*ret_done, end) is ordinary memory still.
+ * Context: agent.lock held.
+ */
+int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+		 uintptr_t end, uintptr_t *ret_done);
+
+/** ksmemu_track() - record writes to a range of the own object from now on (the first half of arm) */
+int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
+
+/* ---- agent.c: the thread, and what the application's threads ask of it ------------------------ */
+
+/**
+ * ksmemu_agent_create() - join a ksmd: take its orders in a thread of our own
+ * @order, @pool, @pagemap: descriptors; the agent owns them from here on, also on error
+ * @pool_bytes: size of the pool
+ * @tracks: record writes (6.7); otherwise ksmd compares checksums
+ *
+ * The thread takes no GIL, allocates nothing, blocks all signals, and ends when ksmd goes or on
+ * destroy. In a forked child the agent is closed and its spaces are not mapped (MADV_DONTFORK).
+ */
+int ksmemu_agent_create(int order, int pool, size_t pool_bytes, int pagemap, bool tracks,
+			struct ksmemu_agent **ret);
+
+/** ksmemu_agent_destroy() - stop the thread, close all; accepts NULL. Spaces keep their mappings. */
+void ksmemu_agent_destroy(struct ksmemu_agent *agent);
+
+/** ksmemu_agent_is_alive() - whether ksmd still listens (and this is not a forked child) */
+bool ksmemu_agent_is_alive(struct ksmemu_agent *agent);
+
+/** ksmemu_agent_add_space() - let the agent know a space; @own is owned by the agent from here on */
+int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, size_t size,
+			   int own);
+
+/**
+ * ksmemu_agent_remove_space() - the space is about to be unmapped: forget it, tell ksmd
+ *
+ * All of it is reserved address range afterwards, its own object closed.
+ */
+int ksmemu_agent_remove_space(struct ksmemu_agent *agent, uint32_t id);
+
+/**
+ * ksmemu_agent_advise() - make [start, end) mergeable
+ * @adopt: it is ordinary memory so far: move it to the own object first
+ * @advised, @nr: the space's mergeable ranges with this one in them
+ * @ret_done: as ksmemu_adopt()
+ */
+int ksmemu_agent_advise(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
+			bool adopt, const struct ksmemu_range *advised, size_t nr,
+			uintptr_t *ret_done);
+
+/**
+ * ksmemu_agent_withdraw() - refuse merges outside @advised from now on (first step of unadvise)
+ */
+int ksmemu_agent_withdraw(struct ksmemu_agent *agent, uint32_t id,
+			  const struct ksmemu_range *advised, size_t nr);
+
+/** ksmemu_agent_rehome() - rehome any length, window by window; 0 or -errno of the first failure */
+int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
+
+/** ksmemu_agent_unadvised() - all of [start, end) is OWN: stop recording, tell ksmd */
+int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
+
+/** ksmemu_agent_unmap() - take [start, end) out of the space: its bytes are gone */
+int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
+		       const struct ksmemu_range *advised, size_t nr);
+
+#endif

@@ -1,0 +1,193 @@
+/*
+ * Step 4: freeze -> verify -> remap -> wake -> punch, or thaw. The one transaction that gives pages away.
+ *
+ *   track ──unregister──▶ (free) ──register──▶ freeze ──protect──▶ FROZEN
+ *   FROZEN ──equal──▶ mmap(frames) ──▶ MERGED        FROZEN ──differs──▶ track ──▶ OWN, written
+ *   wake: whoever slept faults again, on what is mapped now
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+
+#include "core.h"
+#include "transaction.h"
+#include "uapi.h"
+
+static const unsigned char zeros[KSMEMU_PAGE_SIZE];
+
+uint64_t ksmemu_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size)
+{
+	int error;
+
+	/*
+	 * SAFE: writes between here and the protect are not recorded, but they are before verify (or
+	 * before the copy of rehome), which sees them; a thawed page counts as written.
+	 */
+	if (agent->track >= 0) {
+		error = ksmemu_uffd_unregister(agent->track, start, size);
+		if (error)
+			return error;
+	}
+	error = ksmemu_uffd_register(agent->freeze, start, size, UFFDIO_REGISTER_MODE_WP);
+	if (!error && !ksmemu_is_broken("freeze"))
+		error = ksmemu_uffd_protect(agent->freeze, start, size);
+	return error;
+}
+
+int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end)
+{
+	if (agent->track < 0)
+		return 0;
+	return ksmemu_uffd_register(agent->track, start, end - start, UFFDIO_REGISTER_MODE_WP);
+}
+
+int ksmemu_arm(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end)
+{
+	int error = ksmemu_track(agent, start, end);
+
+	if (error || agent->track < 0)
+		return error;
+	return ksmemu_uffd_protect(agent->track, start, end - start);
+}
+
+int ksmemu_punch(int object, off_t offset, size_t size)
+{
+	if (ksmemu_is_broken("punch"))
+		return 0;
+	if (fallocate(object, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)size) < 0)
+		return -errno;
+	return 0;
+}
+
+static bool is_equal(const struct ksmemu_agent *agent, uintptr_t address, uint64_t frame)
+{
+	const unsigned char *want = frame == KSMEMU_FRAME_ZERO
+					    ? zeros
+					    : agent->frames + (frame << KSMEMU_PAGE_SHIFT);
+
+	if (ksmemu_is_broken("verify"))
+		return true;
+	return memcmp((const void *)address, want, KSMEMU_PAGE_SIZE) == 0;
+}
+
+static int remap(const struct ksmemu_agent *agent, uintptr_t start, size_t size, uint64_t frame)
+{
+	if (frame == KSMEMU_FRAME_ZERO)
+		return ksmemu_map_zero(start, size);
+	return ksmemu_map_frames(start, size, agent->pool, (off_t)(frame << KSMEMU_PAGE_SHIFT));
+}
+
+/* Verify a frozen run and remap each stretch of equal pages; error[i] tells of page i of the run. */
+static void merge_run(const struct ksmemu_agent *agent, uintptr_t start,
+		      const struct ksmemu_run *run, int32_t *error)
+{
+	uint32_t from = 0;
+
+	while (from < run->nr_pages) {
+		uint64_t frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from;
+		uintptr_t at = start + ((uintptr_t)from << KSMEMU_PAGE_SHIFT);
+		uint32_t to = from;
+		int32_t failed;
+
+		while (to < run->nr_pages &&
+		       is_equal(agent, start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT),
+				run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + to))
+			to++;
+		if (to == from) {
+			error[to++] = EAGAIN;
+		} else {
+			failed = -remap(agent, at, (size_t)(to - from) << KSMEMU_PAGE_SHIFT, frame);
+			for (uint32_t i = from; i < to; i++)
+				error[i] = failed;
+		}
+		from = to;
+	}
+}
+
+/*
+ * Record writes again to what stayed OWN: is_own[i] says that page i of the window lies between runs, or
+ * failed. Not armed, so the next harvest names it: nobody recorded writes just before the freeze.
+ */
+static void thaw(const struct ksmemu_agent *agent, uintptr_t start, const bool *is_own, size_t nr)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < nr; i++)
+		any |= is_own[i];
+	if (!any)
+		return;
+	/* Fails only where nothing is registered; then there is nothing to thaw. */
+	(void)ksmemu_uffd_unregister(agent->freeze, start, nr << KSMEMU_PAGE_SHIFT);
+	for (size_t from = 0; from < nr; from++) {
+		size_t to = from;
+
+		while (to < nr && is_own[to])
+			to++;
+		/* Can this fail, then with ENOMEM: writes go unseen, verify still compares bytes. */
+		if (to > from)
+			(void)ksmemu_track(agent, start + (from << KSMEMU_PAGE_SHIFT),
+					   start + (to << KSMEMU_PAGE_SHIFT));
+		from = to;
+	}
+}
+
+void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			 const struct ksmemu_run *runs, size_t nr, struct ksmemu_verdict *verdict,
+			 uint64_t *frozen_ns)
+{
+	uint64_t first = runs[0].page;
+	uintptr_t start = space->start + (first << KSMEMU_PAGE_SHIFT);
+	bool is_own[KSMEMU_WINDOW_PAGES];
+	uint64_t since = ksmemu_now_ns(), held;
+	size_t nr_pages, size;
+	int error;
+
+	verdict->nr_pages = runs[nr - 1].page + runs[nr - 1].nr_pages - first;
+	nr_pages = verdict->nr_pages;
+	size = nr_pages << KSMEMU_PAGE_SHIFT;
+	memset(verdict->error, 0, sizeof(verdict->error));
+	memset(is_own, true, sizeof(is_own));
+
+	error = ksmemu_freeze(agent, start, size);
+	for (size_t r = 0; r < nr; r++) {
+		uint64_t at = runs[r].page - first;
+
+		if (!error)
+			merge_run(agent, start + (at << KSMEMU_PAGE_SHIFT), &runs[r],
+				  verdict->error + at);
+		for (uint32_t i = 0; i < runs[r].nr_pages; i++) {
+			if (error)
+				verdict->error[at + i] = -error;
+			is_own[at + i] = verdict->error[at + i] != 0;
+		}
+	}
+	thaw(agent, start, is_own, nr_pages);
+	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	held = ksmemu_now_ns() - since;
+	if (held > *frozen_ns)
+		*frozen_ns = held;
+
+	for (size_t from = 0; from < nr_pages; from++) {
+		size_t to = from;
+
+		while (to < nr_pages && !is_own[to])
+			to++;
+		/*
+		 * SAFE: no mapping shows these bytes any more. Inside an unsealed object this cannot
+		 * fail; if it did, memory would be held twice and nothing lost.
+		 */
+		if (to > from)
+			(void)ksmemu_punch(space->own, (off_t)((first + from) << KSMEMU_PAGE_SHIFT),
+					   (to - from) << KSMEMU_PAGE_SHIFT);
+		from = to;
+	}
+}

@@ -1,0 +1,70 @@
+/*
+ * The only mmap(MAP_FIXED) in the tree. An mmap(MAP_FIXED) is our set_pte: it replaces what an address
+ * shows, atomically for every other thread.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "core.h"
+
+static int map_fixed(uintptr_t start, size_t size, int prot, int flags, int fd, off_t offset)
+{
+	void *at = mmap((void *)start, size, prot, flags | MAP_FIXED, fd, offset);
+
+	return at == MAP_FAILED ? -errno : 0;
+}
+
+int ksmemu_reserve(size_t size, uintptr_t *ret)
+{
+	void *at = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return -errno;
+	*ret = (uintptr_t)at;
+	return 0;
+}
+
+int ksmemu_unreserve(uintptr_t start, size_t size)
+{
+	return munmap((void *)start, size) < 0 ? -errno : 0;
+}
+
+int ksmemu_map_nothing(uintptr_t start, size_t size)
+{
+	/* SAFE: inside a reservation of ours; the application gave up what was here. */
+	return map_fixed(start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+int ksmemu_map_ordinary(uintptr_t start, size_t size)
+{
+	/* SAFE: inside a reservation of ours, where nothing was mapped: there are no bytes to lose. */
+	return map_fixed(start, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+int ksmemu_map_own(uintptr_t start, size_t size, int own, off_t offset)
+{
+	/*
+	 * SAFE: frozen since before its bytes were written to this place in the own object, so both
+	 * show the same and no writer is in between.
+	 */
+	return map_fixed(start, size, PROT_READ | PROT_WRITE, MAP_SHARED, own, offset);
+}
+
+int ksmemu_map_frames(uintptr_t start, size_t size, int pool, off_t offset)
+{
+	/* SAFE: FROZEN and verified equal to the frames, so no byte and no writer can be lost. */
+	return map_fixed(start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, pool, offset);
+}
+
+int ksmemu_map_zero(uintptr_t start, size_t size)
+{
+	/* SAFE: FROZEN and verified to be all zeros, which is what anonymous memory shows. */
+	int error = map_fixed(start, size, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	/* One written byte shall cost one page, not a huge one. Kernels without THP: EINVAL. */
+	if (!error)
+		(void)madvise((void *)start, size, MADV_NOHUGEPAGE);
+	return error;
+}

@@ -1,0 +1,15 @@
+/* Steps that merge.c and rehome.c share. Agent.lock held; nothing here allocates. */
+#ifndef KSMEMU_TRANSACTION_H
+#define KSMEMU_TRANSACTION_H
+
+#include "core.h"
+
+uint64_t ksmemu_now_ns(void);
+
+/** ksmemu_freeze() - hold every writer of the range; on error the caller still owes thaw and wake */
+int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size);
+
+/** ksmemu_arm() - record writes from now on, and take what is there as read */
+int ksmemu_arm(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
+
+#endif
