@@ -38,3 +38,17 @@ class KernelLacksError(KsmError):
 
     def __init__(self, text: str) -> None:
         super().__init__(errno.EOPNOTSUPP, text)
+
+
+def error_from_errno(number: int, text: str) -> KsmError:
+    """Return the error that another process reported, as the class that it had there."""
+    kinds = {
+        errno.ENOTCONN: NotRunningError,
+        errno.EBUSY: AlreadyServedError,
+        errno.EPERM: ForeignInstanceError,
+        errno.EOPNOTSUPP: KernelLacksError,
+    }
+    kind = kinds.get(number, KsmError)
+    error = kind.__new__(kind)
+    OSError.__init__(error, number, text)  # the text is complete: nothing to put together again
+    return error

@@ -1,0 +1,201 @@
+"""A ksmd seen from outside: start it, steer it and read it through its control files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ksmemu.control.counters import COUNTERS, STATS
+from ksmemu.control.launch import checked, last_log_line, launch
+from ksmemu.control.sysfs import VALUE_WIDTH
+from ksmemu.errors import KsmError, NotRunningError
+from ksmemu.instance import Instance
+
+_STORE_SECONDS = 60.0
+"""A store is taken in microseconds; run=2 may be answered only when everything is unmerged."""
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.002
+
+
+class RunningKsmd:
+    """A ksmd that runs; leaving the context forgets it and does not stop it.
+
+    Every method raises KsmError (ESRCH) when it finds that ksmd has gone.
+    """
+
+    def __init__(self, instance: Instance, pid: int) -> None:
+        self._instance = instance
+        self._pidfd = os.pidfd_open(pid)
+        self.pid = pid
+
+    @property
+    def directory(self) -> Path:
+        """The instance directory."""
+        return self._instance.directory
+
+    def read(self, name: str) -> int:
+        """Return the value of a tunable, of a counter, or of a counter of ksmemu's own."""
+        folder = self._instance.stats if name in STATS else self._instance.control
+        try:
+            while not (text := (folder / name).read_text()):
+                self._require_alive()
+                time.sleep(_POLL_SECONDS)  # another client has truncated it and is about to write
+            return int(text)
+        except FileNotFoundError:
+            self._require_alive()
+            raise
+
+    def write(self, name: str, value: int) -> None:
+        """Store a tunable and return once ksmd obeys it.
+
+        Raises:
+            ValueError: an unknown tunable or a value it never has; nothing was stored.
+            KsmError: EINVAL if ksmd refused it: the old value, or one that ksmd chose, is in force.
+        """
+        value = checked(name, value)
+        path = self._instance.control / name
+        with path.open("r+b", buffering=0) as file:
+            file.write(b"%d\n" % value)
+            self._await_store(name, lambda: _is_normal(os.pread(file.fileno(), 4096, 0)))
+        if (now := self.read(name)) != value:
+            raise KsmError(errno.EINVAL, f"{name}={value} refused, it is {now}: {last_log_line(self._instance)}")
+
+    def counters(self) -> dict[str, int]:
+        """Return every counter that the kernel has too."""
+        return {name: self.read(name) for name in COUNTERS}
+
+    def stats(self) -> dict[str, int]:
+        """Return every counter of ksmemu's own."""
+        return {name: self.read(name) for name in STATS}
+
+    def wait_full_scans(self, n: int, timeout: float = 60.0) -> None:
+        """Return once n more full scans have ended.
+
+        Args:
+            n: 2 is the least after which a page that was quiet all the time has been merged.
+            timeout: seconds.
+        Raises:
+            TimeoutError: the text holds the counters.
+        """
+        goal = self.read("full_scans") + n
+        deadline = time.monotonic() + timeout
+        while (now := self.read("full_scans")) < goal:
+            self._require_alive()
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"full_scans is {now}, not yet {goal}, after {timeout:g} s: run={self.read('run')} {self.counters()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Stop ksmd (SIGTERM, after a while SIGKILL) and return when it has gone; workers keep what is merged."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+            if self._has_ended(_STOP_SECONDS):
+                return
+
+    def close(self) -> None:
+        """Forget this ksmd; it goes on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await_store(self, name: str, is_taken: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _STORE_SECONDS
+        while not is_taken():
+            self._require_alive()
+            if time.monotonic() > deadline:
+                raise KsmError(errno.ETIMEDOUT, f"ksmd (pid {self.pid}) did not take {name} in {_STORE_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _require_alive(self) -> None:
+        if self._has_ended(0):
+            raise KsmError(errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}")
+
+    def _has_ended(self, seconds: float) -> bool:
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+
+class Ksmd(RunningKsmd):
+    """A ksmd of one's own: started here, stopped on exit, and also when this process is killed.
+
+    Args:
+        directory: of the instance; None is what Instance.resolve() finds.
+        tunables: control files that do not start with the kernel's default; `run=1` to scan at once.
+    Raises:
+        ValueError: an unknown tunable or a value it never has.
+        AlreadyServedError, ForeignInstanceError, KernelLacksError, KsmError: see Instance.claim(), features.require().
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None, **tunables: int) -> None:
+        instance = Instance.resolve(directory)
+        in_ksmd, self._lifeline = os.pipe()
+        try:
+            self._process = launch(instance, tunables, lifeline=in_ksmd)
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(in_ksmd)
+        super().__init__(instance, self._process.pid)
+
+    def stop(self) -> None:
+        """Stop ksmd and return when it has gone, workers keep what is merged; may be repeated."""
+        if self._process.returncode is None:
+            super().stop()
+            self._process.wait()
+            os.close(self._lifeline)
+            super().close()
+
+    def close(self) -> None:
+        """Stop ksmd: it was started for this object."""
+        self.stop()
+
+
+def connect(directory: str | os.PathLike[str] | None = None) -> RunningKsmd:
+    """Return the ksmd that runs in the directory; NotRunningError if none does."""
+    instance = Instance.resolve(directory)
+    if (pid := instance.pid()) is None:
+        raise NotRunningError(instance.directory)
+    try:
+        ksmd = RunningKsmd(instance, pid)
+    except ProcessLookupError:
+        raise NotRunningError(instance.directory) from None
+    if instance.pid() != pid:  # it went, and its pid may be somebody else's by now
+        ksmd.close()
+        raise NotRunningError(instance.directory)
+    return ksmd
+
+
+def start_detached(directory: str | os.PathLike[str] | None = None, **tunables: int) -> int:
+    """Start a ksmd that outlives this process and return its pid; errors as those of Ksmd."""
+    process = launch(Instance.resolve(directory), tunables)
+    process.returncode = 0  # not ours to wait for: tells Popen not to warn
+    return process.pid
+
+
+def _is_normal(content: bytes) -> bool:
+    """Whether ksmd has taken a store: it leaves the value at fixed width, as no client writes it."""
+    return len(content) == VALUE_WIDTH + 1 and re.fullmatch(rb"[0-9]+ *\n", content) is not None

@@ -1,0 +1,125 @@
+"""Start a scanner process and wait until it serves.
+
+    parent                                        ksmd
+    python -m ksmemu.ksmd --dir D --set N=V … ──▶ claims D, makes the control files, listens
+    await_ready() ◀─ ready pipe ──────────────── `ready PID` or `error ERRNO text`
+    holds the lifeline ─────────────────────────▶ stops at its end, so a killed parent leaves no ksmd
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import IO
+
+from ksmemu.control.tunables import TUNABLES
+from ksmemu.errors import KsmError, error_from_errno
+from ksmemu.instance import Instance
+
+_READY_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+
+
+def launch(instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None) -> subprocess.Popen[bytes]:
+    """Start ksmd and return it once it serves; without a lifeline it is a session of its own.
+
+    Args:
+        instance: where it is to serve.
+        tunables: values other than the defaults.
+        lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end any more.
+    Raises:
+        ValueError: an unknown tunable or a value it cannot have; nothing was started.
+        KsmError: and its subclasses, as ksmd reported it; ksmd has gone.
+    """
+    settings = [f"--set={name}={checked(name, value)}" for name, value in tunables.items()]
+    ready, ready_in_ksmd = os.pipe()
+    inherited = [ready_in_ksmd] if lifeline is None else [ready_in_ksmd, lifeline]
+    command = [sys.executable, "-m", "ksmemu.ksmd", "--dir", os.fspath(instance.directory), *settings]
+    command += [f"--ready-fd={ready_in_ksmd}"]
+    command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
+    with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=early_stderr,  # until ksmd has a log
+                pass_fds=inherited,
+                start_new_session=lifeline is None,
+            )
+        finally:
+            os.close(ready_in_ksmd)
+        try:
+            _await_ready(pipe, process, instance, early_stderr)
+        except BaseException:
+            end(process)
+            raise
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a ksmd to stop, and kill it if it does not; it is reaped."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def checked(name: str, value: int) -> int:
+    """Return the value that the tunable would take; ValueError says what is allowed."""
+    if name not in TUNABLES:
+        raise ValueError(f"no tunable {name!r}: there are {', '.join(TUNABLES)}")
+    try:
+        return TUNABLES[name].parse(str(int(value)))
+    except ValueError as reason:
+        raise ValueError(f"{name}={value}: {reason}") from None
+
+
+def last_log_line(instance: Instance) -> str:
+    """Return the last line of ksmd.log, or nothing."""
+    with contextlib.suppress(OSError), instance.log_file.open("rb") as log:
+        return _last_line(log)
+    return ""
+
+
+def _await_ready(pipe: IO[bytes], process: subprocess.Popen[bytes], instance: Instance, stderr: IO[bytes]) -> None:
+    line = _read_line(pipe)
+    if line is None:
+        raise KsmError(errno.ETIMEDOUT, f"ksmd did not come up in {_READY_SECONDS:.0f} s")
+    match line.split(maxsplit=2):
+        case ["ready", _]:
+            return
+        case ["error", number, text]:
+            raise error_from_errno(int(number), text)
+    status = process.wait(_STOP_SECONDS)
+    said = _last_line(stderr) or last_log_line(instance) or "it said nothing"
+    raise KsmError(errno.ECHILD, f"ksmd ended with status {status} before it served: {said}")
+
+
+def _read_line(pipe: IO[bytes]) -> str | None:
+    """Return the first line, less if the other end closes before; None after _READY_SECONDS."""
+    deadline = time.monotonic() + _READY_SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
+        if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
+        if not (more := pipe.read(4096)):
+            break
+        line += more
+    return line.decode(errors="replace")
+
+
+def _last_line(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 4096))
+    lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""

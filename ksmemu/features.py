@@ -1,0 +1,163 @@
+"""What this kernel can do for ksmemu: probed once a process, with the reason for each "no".
+
+Everybody else reads the answer; nobody compares kernel versions. `ksmemu check` prints it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ksmemu import _core
+from ksmemu.errors import KernelLacksError
+
+# Source: UFFD_FEATURE_* of <linux/userfaultfd.h>
+_PAGEFAULT_FLAG_WP = 1 << 0
+_WP_HUGETLBFS_SHMEM = 1 << 12
+_WP_UNPOPULATED = 1 << 13
+_WP_ASYNC = 1 << 15
+
+_DEFAULT_MAP_COUNT = 65530
+"""Source: DEFAULT_MAX_MAP_COUNT of <linux/mm.h>."""
+_ROOM_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One facility, and what its presence or absence means."""
+
+    name: str
+    ok: bool
+    consequence: str
+    remedy: str
+    """How to get it; empty when it is there."""
+
+    def line(self) -> str:
+        """Return the facility in one line, as `ksmemu check` says it."""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.name}: {'yes' if self.ok else 'no'}: {self.consequence}{remedy}"
+
+
+@functools.cache
+def probe() -> tuple[Feature, ...]:
+    """Ask the kernel; the answer holds for the life of the process."""
+    bits, user_mode_only, problem = _probe_userfaultfd()
+    has_pagemap_scan = _has_pagemap_scan()
+    return (
+        _feature(
+            "userfaultfd",
+            problem is None,
+            "pages can be held while they are compared",
+            f"nothing can be merged ({problem})",
+            "needs CONFIG_USERFAULTFD, and a container whose seccomp profile allows userfaultfd(2)",
+        ),
+        _feature(
+            "userfaultfd: write-protect shared memory",
+            bits & _PAGEFAULT_FLAG_WP != 0 and bits & _WP_HUGETLBFS_SHMEM != 0,
+            "writers of one page can be held off",
+            "nothing can be merged",
+            "needs Linux 5.19 or later",
+        ),
+        _feature(
+            "userfaultfd: WP_UNPOPULATED",
+            bits & _WP_UNPOPULATED != 0,
+            "pages that are not mapped yet are held too",
+            "a first write could be missed, so nothing can be merged",
+            "needs Linux 6.4 or later",
+        ),
+        _feature(
+            "userfaultfd: WP_ASYNC",
+            bits & _WP_ASYNC != 0,
+            "the kernel records which pages are written",
+            "checksums find out what is written: scanning costs more",
+            "needs Linux 6.7 or later",
+        ),
+        _feature(
+            "PAGEMAP_SCAN",
+            has_pagemap_scan,
+            "that record is read in nanoseconds a page",
+            "checksums find out what is written: scanning costs more",
+            "needs Linux 6.7 or later",
+        ),
+        _feature(
+            "privilege: kernel-mode faults",
+            problem is None and not user_mode_only,
+            "a system call that writes into a held page waits, as any writer",
+            "a system call that writes into a page in the microseconds in which it is held gets EFAULT",
+            "sysctl vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd, or root",
+        ),
+        _shared_memory_room(),
+        _mapping_budget(),
+    )
+
+
+def required(features: Iterable[Feature]) -> list[Feature]:
+    """Return what is missing and makes ksmemu impossible; empty if all is well."""
+    needed = ("userfaultfd", "userfaultfd: write-protect shared memory", "userfaultfd: WP_UNPOPULATED")
+    return [feature for feature in features if feature.name in needed and not feature.ok]
+
+
+def require() -> None:
+    """Return if ksmemu can work here; KernelLacksError has the text of `ksmemu check` otherwise."""
+    if missing := required(probe()):
+        raise KernelLacksError("\n".join(feature.line() for feature in missing))
+
+
+def tracker() -> Literal["written", "checksum"]:
+    """Return how to learn what was written: by the kernel's record, or by comparing checksums."""
+    present = {feature.name for feature in probe() if feature.ok}
+    return "written" if {"userfaultfd: WP_ASYNC", "PAGEMAP_SCAN"} <= present else "checksum"
+
+
+def _feature(name: str, ok: bool, if_yes: str, if_no: str, remedy: str) -> Feature:  # noqa: FBT001 (the answer)
+    return Feature(name, ok, if_yes, "") if ok else Feature(name, ok, if_no, remedy)
+
+
+def _probe_userfaultfd() -> tuple[int, bool, str | None]:
+    """Return feature bits, whether user-mode faults only, and what the kernel said if there is none at all."""
+    try:
+        bits, user_mode_only = _core.probe_userfaultfd()
+    except OSError as problem:
+        return 0, True, problem.strerror or str(problem)
+    return bits, user_mode_only, None
+
+
+def _has_pagemap_scan() -> bool:
+    try:
+        _core.probe_pagemap_scan()
+    except OSError as problem:
+        if problem.errno not in (errno.ENOTTY, errno.EINVAL, errno.ENOENT, errno.EACCES, errno.EPERM):
+            raise
+        return False
+    return True
+
+
+def _shared_memory_room() -> Feature:
+    try:
+        room = os.statvfs("/dev/shm")  # noqa: S108 (the mount is what is asked about)
+        free_bytes = room.f_bavail * room.f_frsize
+    except OSError:
+        free_bytes = 0
+    return _feature(
+        "/dev/shm room",
+        free_bytes >= _ROOM_BYTES,
+        f"{free_bytes >> 20} MiB free for address spaces",
+        f"{free_bytes >> 20} MiB free: larger address spaces are made of a memfd",
+        "mount -o remount,size=50% /dev/shm, or docker run --shm-size",
+    )
+
+
+def _mapping_budget() -> Feature:
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    return _feature(
+        "vm.max_map_count",
+        limit >= _DEFAULT_MAP_COUNT,
+        f"{limit} mappings a process: that many runs of pages can be merged",
+        f"only {limit} mappings a process: pages beyond that budget stay unmerged",
+        "sysctl vm.max_map_count=262144",
+    )

@@ -1,0 +1,272 @@
+"""Where a running ksmd is found: one directory that holds its socket, pid, log and control files.
+
+ksmd claims the directory for its life; everybody else asks it for the pid or connects. The file `ksmd.pid` alone
+proves nothing: what counts is the lock that the claim keeps on it, which the kernel drops when ksmd dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, NotRunningError
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid. Source: fcntl(2)."""
+
+_TREES = ("sys", "stats", "proc")
+"""The folders that ksmd makes in its directory, and removes when it releases it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The directory of one ksmd, whether one runs there or not."""
+
+    directory: Path
+
+    @classmethod
+    def resolve(cls, directory: str | os.PathLike[str] | None = None) -> Instance:
+        """Return the named instance, else $KSMEMU_DIR, else $XDG_RUNTIME_DIR/ksmemu, else one in the temporary folder."""
+        if directory is None:
+            directory = os.environ.get("KSMEMU_DIR") or None
+        if directory is None and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
+            directory = Path(runtime, "ksmemu")
+        if directory is None:
+            directory = Path(tempfile.gettempdir(), f"ksmemu-{os.geteuid()}")
+        return cls(Path(directory).absolute())
+
+    @property
+    def socket_file(self) -> Path:
+        """Where workers attach."""
+        return self.directory / "ksmd.sock"
+
+    @property
+    def pid_file(self) -> Path:
+        """The locked file of the running ksmd."""
+        return self.directory / "ksmd.pid"
+
+    @property
+    def log_file(self) -> Path:
+        """What ksmd had to say."""
+        return self.directory / "ksmd.log"
+
+    @property
+    def control(self) -> Path:
+        """The control files, under the kernel's path and names."""
+        return self.directory / "sys/kernel/mm/ksm"
+
+    @property
+    def stats(self) -> Path:
+        """Counters of ksmemu's own, for which the kernel has no file."""
+        return self.directory / "stats"
+
+    @property
+    def proc(self) -> Path:
+        """Figures of each worker, as the kernel has them in /proc/PID."""
+        return self.directory / "proc"
+
+    def claim(self) -> Claim:
+        """Make this process the one ksmd of the directory; create the directory (0700) if it is missing.
+
+        Raises:
+            AlreadyServedError: another ksmd lives here.
+            ForeignInstanceError: the directory belongs to another user.
+            KsmError: EEXIST if the directory holds a `sys`, `stats` or `proc` that no ksmd made, ELOOP if it is a
+                symbolic link, EPERM if everybody may write to it.
+            OSError: of mkdir, open or write.
+            After each of them the directory is as it was.
+        Runs in: ksmd.
+        """
+        with contextlib.ExitStack() as undo:
+            created = self._create()
+            if created:
+                undo.callback(_remove_if_empty, self.directory)
+            with self._opened() as directory:
+                pid_fd = self._lock(directory)
+            undo.callback(os.close, pid_fd)
+            claim = Claim(self, pid_fd, created=created)
+            claim.clear()
+            undo.pop_all()
+            return claim
+
+    def pid(self) -> int | None:
+        """Return the pid of the ksmd that runs here, or None.
+
+        Raises:
+            ForeignInstanceError: the directory belongs to another user.
+        """
+        with contextlib.suppress(FileNotFoundError), self._opened() as directory:
+            pid_fd = os.open("ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                return _holder(pid_fd)
+            finally:
+                os.close(pid_fd)
+        return None
+
+    def connect(self) -> socket.socket:
+        """Return a new connection (SOCK_SEQPACKET) to the ksmd that runs here.
+
+        Raises:
+            NotRunningError: nobody listens here.
+            ForeignInstanceError: the directory, or whoever listens, belongs to another user.
+        """
+        with contextlib.ExitStack() as undo:
+            connection = undo.enter_context(_new_socket())
+            try:
+                with self._opened() as directory:
+                    connection.connect(_short_path(directory))
+            except (FileNotFoundError, ConnectionRefusedError):
+                raise NotRunningError(self.directory) from None
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+            if (uid := struct.unpack("iII", peer)[1]) != os.geteuid():
+                raise ForeignInstanceError(self.socket_file, uid)
+            undo.pop_all()
+            return connection
+
+    def listen(self) -> socket.socket:
+        """Return a listening socket at `ksmd.sock` that only this user may connect to.
+
+        Runs in: ksmd, which holds the claim.
+        """
+        self.socket_file.unlink(missing_ok=True)  # of a ksmd that was killed
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(_new_socket())
+            os.fchmod(listener.fileno(), 0o600)  # bind() gives the file the mode of the socket
+            with self._opened() as directory:
+                listener.bind(_short_path(directory))
+            undo.callback(self.socket_file.unlink, missing_ok=True)
+            listener.listen(socket.SOMAXCONN)
+            undo.pop_all()
+            return listener
+
+    def _create(self) -> bool:
+        try:
+            self.directory.mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Yield a descriptor of the directory, once it is known to be one that only this user can fill."""
+        try:
+            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError:
+            if self.directory.is_symlink():
+                raise KsmError(errno.ELOOP, f"{self.directory} is a symbolic link; name the real one") from None
+            raise
+        try:
+            found = os.fstat(directory)
+            if found.st_uid != os.geteuid():
+                raise ForeignInstanceError(self.directory, found.st_uid)
+            if found.st_mode & stat.S_IWOTH:
+                raise KsmError(errno.EPERM, f"{self.directory} is open to everybody: chmod o-w {self.directory}")
+            yield directory
+        finally:
+            os.close(directory)
+
+    def _lock(self, directory: int) -> int:
+        """Return the descriptor of a ksmd.pid that is locked and says our pid."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            if not self.pid_file.exists():
+                self._refuse_occupied_names()
+            pid_fd = os.open("ksmd.pid", flags, 0o600, dir_fd=directory)
+            with contextlib.ExitStack() as undo:
+                undo.callback(os.close, pid_fd)
+                try:
+                    fcntl.fcntl(pid_fd, fcntl.F_OFD_SETLK, _lock_words(fcntl.F_WRLCK, os.getpid()))
+                except BlockingIOError:
+                    if (holder := _holder(pid_fd)) is None:
+                        continue  # it went just now
+                    raise AlreadyServedError(self.directory, holder) from None
+                if os.fstat(pid_fd).st_nlink == 0:
+                    continue  # its owner removed the file between our open and our lock
+                undo.callback(self.pid_file.unlink)
+                os.ftruncate(pid_fd, 0)
+                os.pwrite(pid_fd, f"{os.getpid()}\n".encode(), 0)
+                undo.pop_all()
+                return pid_fd
+
+    def _refuse_occupied_names(self) -> None:
+        """Refuse a directory such as / or a home: a release removes these names with all that is in them."""
+        for name in _TREES:
+            if (self.directory / name).exists():
+                raise KsmError(
+                    errno.EEXIST, f"{self.directory} holds a `{name}` that is not ksmemu's; choose another directory"
+                )
+
+
+class Claim:
+    """The right to be the ksmd of a directory, for as long as this process lives or until release()."""
+
+    def __init__(self, instance: Instance, pid_fd: int, *, created: bool) -> None:
+        self.instance = instance
+        self._pid_fd = pid_fd
+        self._created = created
+
+    def redirect_stderr(self) -> None:
+        """Send the standard error of this process to ksmd.log, at its end."""
+        log = os.open(self.instance.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        sys.stderr.flush()
+        os.dup2(log, 2)
+        os.close(log)
+
+    def clear(self) -> None:
+        """Remove socket and control files: our own, or those of a ksmd that was killed."""
+        self.instance.socket_file.unlink(missing_ok=True)
+        for name in _TREES:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.instance.directory / name)
+
+    def release(self) -> None:
+        """Remove what ksmd made in the directory, and the directory too if the claim made it; may be repeated."""
+        if self._pid_fd < 0:
+            return
+        self.clear()
+        self.instance.pid_file.unlink(missing_ok=True)  # under the lock: a new claim starts with a new file
+        os.close(self._pid_fd)
+        self._pid_fd = -1
+        if self._created and set(os.listdir(self.instance.directory)) <= {"ksmd.log"}:
+            self.instance.log_file.unlink(missing_ok=True)
+            _remove_if_empty(self.instance.directory)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody has just put something there, or claimed it
+        directory.rmdir()
+
+
+def _lock_words(kind: int, length: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, length, 0)
+
+
+def _holder(pid_fd: int) -> int | None:
+    """Return the pid of the claim on this file, without getting in the way of a claim made at the same time.
+
+    The lock of a claim is as many bytes long as its pid says, so that lock and pid appear in one step; the text in
+    the file is for people.
+    """
+    answer = fcntl.fcntl(pid_fd, fcntl.F_OFD_GETLK, _lock_words(fcntl.F_WRLCK, 1))
+    kind, _whence, _start, length, _pid = _FLOCK.unpack(answer)
+    return None if kind == fcntl.F_UNLCK else length
+
+
+def _new_socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def _short_path(directory: int) -> str:
+    """Name the socket through a descriptor of its directory: a socket address has room for 108 bytes only."""
+    return f"/proc/self/fd/{directory}/ksmd.sock"
