@@ -6,7 +6,7 @@ import errno
 
 
 class KsmError(OSError):
-    """Something ksmemu could not do; `errno` says why, and nothing was changed unless the text says so."""
+    """Something ksmemu could not do; `errno` says why. Nothing was changed unless the text says it."""
 
 
 class NotRunningError(KsmError):
@@ -42,7 +42,7 @@ class KernelLacksError(KsmError):
 
 def error_from_errno(number: int, text: str) -> KsmError:
     """Return the error that another process reported, as the class that it had there."""
-    kinds = {
+    kinds: dict[int, type[KsmError]] = {
         errno.ENOTCONN: NotRunningError,
         errno.EBUSY: AlreadyServedError,
         errno.EPERM: ForeignInstanceError,

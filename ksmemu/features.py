@@ -88,7 +88,7 @@ def probe() -> tuple[Feature, ...]:
             "privilege: kernel-mode faults",
             problem is None and not user_mode_only,
             "a system call that writes into a held page waits, as any writer",
-            "a system call that writes into a page in the microseconds in which it is held gets EFAULT",
+            "a system call that writes into a page in the microseconds it is held gets EFAULT",
             "sysctl vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd, or root",
         ),
         _shared_memory_room(),
@@ -98,7 +98,11 @@ def probe() -> tuple[Feature, ...]:
 
 def required(features: Iterable[Feature]) -> list[Feature]:
     """Return what is missing and makes ksmemu impossible; empty if all is well."""
-    needed = ("userfaultfd", "userfaultfd: write-protect shared memory", "userfaultfd: WP_UNPOPULATED")
+    needed = (
+        "userfaultfd",
+        "userfaultfd: write-protect shared memory",
+        "userfaultfd: WP_UNPOPULATED",
+    )
     return [feature for feature in features if feature.name in needed and not feature.ok]
 
 
@@ -119,7 +123,7 @@ def _feature(name: str, ok: bool, if_yes: str, if_no: str, remedy: str) -> Featu
 
 
 def _probe_userfaultfd() -> tuple[int, bool, str | None]:
-    """Return feature bits, whether user-mode faults only, and what the kernel said if there is none at all."""
+    """Return feature bits, whether user-mode faults only, and why there is none at all."""
     try:
         bits, user_mode_only = _core.probe_userfaultfd()
     except OSError as problem:
@@ -131,7 +135,13 @@ def _has_pagemap_scan() -> bool:
     try:
         _core.probe_pagemap_scan()
     except OSError as problem:
-        if problem.errno not in (errno.ENOTTY, errno.EINVAL, errno.ENOENT, errno.EACCES, errno.EPERM):
+        if problem.errno not in (
+            errno.ENOTTY,
+            errno.EINVAL,
+            errno.ENOENT,
+            errno.EACCES,
+            errno.EPERM,
+        ):
             raise
         return False
     return True
@@ -144,7 +154,7 @@ def _shared_memory_room() -> Feature:
     except OSError:
         free_bytes = 0
     return _feature(
-        "/dev/shm room",
+        "/dev/shm room",  # noqa: S108 (a name to print)
         free_bytes >= _ROOM_BYTES,
         f"{free_bytes >> 20} MiB free for address spaces",
         f"{free_bytes >> 20} MiB free: larger address spaces are made of a memfd",

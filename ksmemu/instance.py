@@ -1,7 +1,8 @@
 """Where a running ksmd is found: one directory that holds its socket, pid, log and control files.
 
-ksmd claims the directory for its life; everybody else asks it for the pid or connects. The file `ksmd.pid` alone
-proves nothing: what counts is the lock that the claim keeps on it, which the kernel drops when ksmd dies.
+ksmd claims the directory for its life; everybody else asks it for the pid or connects. The file
+`ksmd.pid` alone proves nothing: what counts is the lock that the claim keeps on it, and that the
+kernel drops when ksmd dies.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, No
 _FLOCK = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid. Source: fcntl(2)."""
 
+_UCRED = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
+
 _TREES = ("sys", "stats", "proc")
 """The folders that ksmd makes in its directory, and removes when it releases it."""
 
@@ -37,7 +41,11 @@ class Instance:
 
     @classmethod
     def resolve(cls, directory: str | os.PathLike[str] | None = None) -> Instance:
-        """Return the named instance, else $KSMEMU_DIR, else $XDG_RUNTIME_DIR/ksmemu, else one in the temporary folder."""
+        """Return the named instance, or the one that this user has where none is named.
+
+        Named by the argument, else $KSMEMU_DIR; otherwise $XDG_RUNTIME_DIR/ksmemu, else a folder of
+        the user in the system's temporary folder.
+        """
         if directory is None:
             directory = os.environ.get("KSMEMU_DIR") or None
         if directory is None and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
@@ -77,13 +85,13 @@ class Instance:
         return self.directory / "proc"
 
     def claim(self) -> Claim:
-        """Make this process the one ksmd of the directory; create the directory (0700) if it is missing.
+        """Make this process the one ksmd of the directory; create it (0700) if it is missing.
 
         Raises:
             AlreadyServedError: another ksmd lives here.
             ForeignInstanceError: the directory belongs to another user.
-            KsmError: EEXIST if the directory holds a `sys`, `stats` or `proc` that no ksmd made, ELOOP if it is a
-                symbolic link, EPERM if everybody may write to it.
+            KsmError: EEXIST if the directory holds a `sys`, `stats` or `proc` that no ksmd made,
+                ELOOP if it is a symbolic link, EPERM if everybody may write to it.
             OSError: of mkdir, open or write.
             After each of them the directory is as it was.
         Runs in: ksmd.
@@ -107,7 +115,9 @@ class Instance:
             ForeignInstanceError: the directory belongs to another user.
         """
         with contextlib.suppress(FileNotFoundError), self._opened() as directory:
-            pid_fd = os.open("ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            pid_fd = os.open(
+                "ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+            )
             try:
                 return _holder(pid_fd)
             finally:
@@ -128,8 +138,8 @@ class Instance:
                     connection.connect(_short_path(directory))
             except (FileNotFoundError, ConnectionRefusedError):
                 raise NotRunningError(self.directory) from None
-            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-            if (uid := struct.unpack("iII", peer)[1]) != os.geteuid():
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            if (uid := _UCRED.unpack(peer)[1]) != os.geteuid():
                 raise ForeignInstanceError(self.socket_file, uid)
             undo.pop_all()
             return connection
@@ -159,19 +169,26 @@ class Instance:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        """Yield a descriptor of the directory, once it is known to be one that only this user can fill."""
+        """Yield a descriptor of the directory, once it is known that only this user can fill it."""
         try:
-            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            directory = os.open(
+                self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
         except NotADirectoryError:
             if self.directory.is_symlink():
-                raise KsmError(errno.ELOOP, f"{self.directory} is a symbolic link; name the real one") from None
+                raise KsmError(
+                    errno.ELOOP, f"{self.directory} is a symbolic link; name the real one"
+                ) from None
             raise
         try:
             found = os.fstat(directory)
             if found.st_uid != os.geteuid():
                 raise ForeignInstanceError(self.directory, found.st_uid)
             if found.st_mode & stat.S_IWOTH:
-                raise KsmError(errno.EPERM, f"{self.directory} is open to everybody: chmod o-w {self.directory}")
+                raise KsmError(
+                    errno.EPERM,
+                    f"everybody may write to {self.directory}: chmod o-w {self.directory}",
+                )
             yield directory
         finally:
             os.close(directory)
@@ -200,16 +217,17 @@ class Instance:
                 return pid_fd
 
     def _refuse_occupied_names(self) -> None:
-        """Refuse a directory such as / or a home: a release removes these names with all that is in them."""
+        """Refuse a directory such as /: a release removes these names and all that is in them."""
         for name in _TREES:
             if (self.directory / name).exists():
                 raise KsmError(
-                    errno.EEXIST, f"{self.directory} holds a `{name}` that is not ksmemu's; choose another directory"
+                    errno.EEXIST,
+                    f"{self.directory} holds a `{name}` that is not ksmemu's: choose another",
                 )
 
 
 class Claim:
-    """The right to be the ksmd of a directory, for as long as this process lives or until release()."""
+    """The right to be the ksmd of a directory: as long as the process lives, or until release()."""
 
     def __init__(self, instance: Instance, pid_fd: int, *, created: bool) -> None:
         self.instance = instance
@@ -218,7 +236,9 @@ class Claim:
 
     def redirect_stderr(self) -> None:
         """Send the standard error of this process to ksmd.log, at its end."""
-        log = os.open(self.instance.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(
+            self.instance.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         sys.stderr.flush()
         os.dup2(log, 2)
         os.close(log)
@@ -231,11 +251,16 @@ class Claim:
                 shutil.rmtree(self.instance.directory / name)
 
     def release(self) -> None:
-        """Remove what ksmd made in the directory, and the directory too if the claim made it; may be repeated."""
+        """Remove what ksmd made in the directory, and the directory if the claim made it.
+
+        May be repeated.
+        """
         if self._pid_fd < 0:
             return
         self.clear()
-        self.instance.pid_file.unlink(missing_ok=True)  # under the lock: a new claim starts with a new file
+        self.instance.pid_file.unlink(
+            missing_ok=True
+        )  # under the lock: a new claim makes a new file
         os.close(self._pid_fd)
         self._pid_fd = -1
         if self._created and set(os.listdir(self.instance.directory)) <= {"ksmd.log"}:
@@ -253,10 +278,10 @@ def _lock_words(kind: int, length: int) -> bytes:
 
 
 def _holder(pid_fd: int) -> int | None:
-    """Return the pid of the claim on this file, without getting in the way of a claim made at the same time.
+    """Return the pid of the claim on this file, without getting in the way of a new claim.
 
-    The lock of a claim is as many bytes long as its pid says, so that lock and pid appear in one step; the text in
-    the file is for people.
+    The lock of a claim is as many bytes long as its pid says, so that lock and pid appear in one
+    step; the text in the file is for people.
     """
     answer = fcntl.fcntl(pid_fd, fcntl.F_OFD_GETLK, _lock_words(fcntl.F_WRLCK, 1))
     kind, _whence, _start, length, _pid = _FLOCK.unpack(answer)
@@ -268,5 +293,5 @@ def _new_socket() -> socket.socket:
 
 
 def _short_path(directory: int) -> str:
-    """Name the socket through a descriptor of its directory: a socket address has room for 108 bytes only."""
+    """Name the socket through a descriptor of its directory: an address has room for 108 bytes."""
     return f"/proc/self/fd/{directory}/ksmd.sock"

@@ -1,0 +1,1 @@
+"""The control directory: what ksmd shows and obeys, and ksmd as it is seen from outside."""

@@ -1,4 +1,7 @@
-"""The counters: name, meaning, and the law each obeys. `sysfs.py` shows them as files, ksmd keeps the books."""
+"""The counters: name, meaning, and the law each obeys.
+
+ksmd keeps the books, `sysfs.py` shows them as files.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ class Counter:
 
 
 _COUNTERS = (
-    Counter("full_scans", "full scans completed", "rises by 1 a scan; 0 again after a successful run=2"),
+    Counter(
+        "full_scans", "full scans completed", "rises by 1 a scan; 0 again after a successful run=2"
+    ),
     Counter("pages_scanned", "pages looked at so far", "never falls"),
     Counter("pages_shared", "frames of the pool in use", "frames named by at least one mapping"),
     Counter("pages_sharing", "pages saved by sharing them", "mappings of frames - pages_shared"),
@@ -27,7 +32,9 @@ _COUNTERS = (
         "pages written too often to be merged",
         "max(0, tracked - pages_shared - pages_sharing - pages_unshared)",
     ),
-    Counter("ksm_zero_pages", "pages that map the zero page", "0 unless use_zero_pages is or was 1"),
+    Counter(
+        "ksm_zero_pages", "pages that map the zero page", "0 unless use_zero_pages is or was 1"
+    ),
     Counter(
         "general_profit",
         "bytes saved, less the kernel's 64 bytes of metadata a page; may be negative",
@@ -36,7 +43,11 @@ _COUNTERS = (
 )
 
 _STATS = (
-    Counter("pages_over_budget", "pages left unmerged to stay below vm.max_map_count", "0 when no worker is near it"),
+    Counter(
+        "pages_over_budget",
+        "pages left unmerged to stay below vm.max_map_count",
+        "0 when no worker is near it",
+    ),
     Counter("pages_broken", "copies on write found so far", "never falls"),
     Counter("pages_rehomed", "pages brought back to their own object so far", "never falls"),
     Counter("merges", "pages merged so far", "never falls"),
@@ -44,7 +55,9 @@ _STATS = (
     Counter("freeze_max_ns", "longest time a page was frozen, in nanoseconds", "never falls"),
     Counter("workers", "processes attached", "connections that registered a space"),
     Counter("spaces", "address spaces registered", "one per mm_slot"),
-    Counter("pages_tracked", "pages of advised ranges that hold data", "what ksmd keeps books about"),
+    Counter(
+        "pages_tracked", "pages of advised ranges that hold data", "what ksmd keeps books about"
+    ),
     Counter("pool_bytes", "memory of all pools", "st_blocks of the pools * 512"),
 )
 

@@ -67,7 +67,10 @@ class RunningKsmd:
             file.write(b"%d\n" % value)
             self._await_store(name, lambda: _is_normal(os.pread(file.fileno(), 4096, 0)))
         if (now := self.read(name)) != value:
-            raise KsmError(errno.EINVAL, f"{name}={value} refused, it is {now}: {last_log_line(self._instance)}")
+            raise KsmError(
+                errno.EINVAL,
+                f"{name}={value} refused, it is {now}: {last_log_line(self._instance)}",
+            )
 
     def counters(self) -> dict[str, int]:
         """Return every counter that the kernel has too."""
@@ -92,12 +95,16 @@ class RunningKsmd:
             self._require_alive()
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"full_scans is {now}, not yet {goal}, after {timeout:g} s: run={self.read('run')} {self.counters()}"
+                    f"full_scans is {now}, not yet {goal}, after {timeout:g} s:"
+                    f" run={self.read('run')} {self.counters()}"
                 )
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop ksmd (SIGTERM, after a while SIGKILL) and return when it has gone; workers keep what is merged."""
+        """Stop ksmd (SIGTERM, after a while SIGKILL) and return when it has gone.
+
+        Workers keep what is merged.
+        """
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -114,7 +121,10 @@ class RunningKsmd:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -123,12 +133,17 @@ class RunningKsmd:
         while not is_taken():
             self._require_alive()
             if time.monotonic() > deadline:
-                raise KsmError(errno.ETIMEDOUT, f"ksmd (pid {self.pid}) did not take {name} in {_STORE_SECONDS:.0f} s")
+                raise KsmError(
+                    errno.ETIMEDOUT,
+                    f"ksmd (pid {self.pid}) did not take {name} in {_STORE_SECONDS:.0f} s",
+                )
             time.sleep(_POLL_SECONDS)
 
     def _require_alive(self) -> None:
         if self._has_ended(0):
-            raise KsmError(errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}")
+            raise KsmError(
+                errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}"
+            )
 
     def _has_ended(self, seconds: float) -> bool:
         if self._pidfd < 0:
@@ -143,10 +158,11 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        tunables: control files that do not start with the kernel's default; `run=1` to scan at once.
+        tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
-        AlreadyServedError, ForeignInstanceError, KernelLacksError, KsmError: see Instance.claim(), features.require().
+        AlreadyServedError, ForeignInstanceError, KsmError: see Instance.claim().
+        KernelLacksError: see features.require().
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None, **tunables: int) -> None:
@@ -197,5 +213,5 @@ def start_detached(directory: str | os.PathLike[str] | None = None, **tunables: 
 
 
 def _is_normal(content: bytes) -> bool:
-    """Whether ksmd has taken a store: it leaves the value at fixed width, as no client writes it."""
+    """Whether ksmd has taken a store: it leaves the value at a width that no client uses."""
     return len(content) == VALUE_WIDTH + 1 and re.fullmatch(rb"[0-9]+ *\n", content) is not None

@@ -1,9 +1,11 @@
 """Start a scanner process and wait until it serves.
 
+How the two halves meet:
+
     parent                                        ksmd
     python -m ksmemu.ksmd --dir D --set N=V … ──▶ claims D, makes the control files, listens
     await_ready() ◀─ ready pipe ──────────────── `ready PID` or `error ERRNO text`
-    holds the lifeline ─────────────────────────▶ stops at its end, so a killed parent leaves no ksmd
+    holds the lifeline ─────────────────────────▶ stops at its end: a killed parent leaves no ksmd
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _READY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 
 
-def launch(instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None) -> subprocess.Popen[bytes]:
+def launch(
+    instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None
+) -> subprocess.Popen[bytes]:
     """Start ksmd and return it once it serves; without a lifeline it is a session of its own.
 
     Args:
@@ -41,7 +45,14 @@ def launch(instance: Instance, tunables: Mapping[str, int], lifeline: int | None
     settings = [f"--set={name}={checked(name, value)}" for name, value in tunables.items()]
     ready, ready_in_ksmd = os.pipe()
     inherited = [ready_in_ksmd] if lifeline is None else [ready_in_ksmd, lifeline]
-    command = [sys.executable, "-m", "ksmemu.ksmd", "--dir", os.fspath(instance.directory), *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "ksmemu.ksmd",
+        "--dir",
+        os.fspath(instance.directory),
+        *settings,
+    ]
     command += [f"--ready-fd={ready_in_ksmd}"]
     command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
     with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:
@@ -91,7 +102,9 @@ def last_log_line(instance: Instance) -> str:
     return ""
 
 
-def _await_ready(pipe: IO[bytes], process: subprocess.Popen[bytes], instance: Instance, stderr: IO[bytes]) -> None:
+def _await_ready(
+    pipe: IO[bytes], process: subprocess.Popen[bytes], instance: Instance, stderr: IO[bytes]
+) -> None:
     line = _read_line(pipe)
     if line is None:
         raise KsmError(errno.ETIMEDOUT, f"ksmd did not come up in {_READY_SECONDS:.0f} s")
@@ -99,10 +112,15 @@ def _await_ready(pipe: IO[bytes], process: subprocess.Popen[bytes], instance: In
         case ["ready", _]:
             return
         case ["error", number, text]:
-            raise error_from_errno(int(number), text)
+            raise error_from_errno(int(number), text.rstrip())
+        case _:
+            raise KsmError(errno.ECHILD, _obituary(process, instance, stderr))
+
+
+def _obituary(process: subprocess.Popen[bytes], instance: Instance, stderr: IO[bytes]) -> str:
     status = process.wait(_STOP_SECONDS)
     said = _last_line(stderr) or last_log_line(instance) or "it said nothing"
-    raise KsmError(errno.ECHILD, f"ksmd ended with status {status} before it served: {said}")
+    return f"ksmd ended with status {status} before it served: {said}"
 
 
 def _read_line(pipe: IO[bytes]) -> str | None:

@@ -3,9 +3,10 @@
     client ── store ──▶ file ── inotify ──▶ read_events() ▶ parse ▶ on_store()      ksmd obeys
     client ◀── read ─── file ◀── pwrite ─── publish(), store()                      ksmd reports
 
-Every value is rewritten in place at one fixed width, so a reader that keeps its descriptor always reads a whole and
-fresh value. A plain file cannot refuse a store as the kernel does: a bad one is put back and logged. Do not assume
-that ksmd sees every store: of two in quick succession it may see only the last.
+Every value is rewritten in place at one fixed width, so a reader that keeps its descriptor always
+reads a whole and fresh value. A plain file cannot refuse a store as the kernel does: a bad one is
+put back and logged. Do not assume that ksmd sees every store: of two in quick succession it may see
+only the last.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _IN_CLOSE_WRITE = 0x0008
 _IN_MOVE_SELF = 0x0800
 _STORED = _IN_MODIFY | _IN_CLOSE_WRITE
 _REMOVED = _IN_ATTRIB | _IN_MOVE_SELF
-"""A file that we hold open never reports IN_DELETE_SELF; unlink shows as a change of its link count."""
+"""unlink() of a file that we hold open shows as a change of its link count, not as a deletion."""
 _EVENT = struct.Struct("iIII")
 
 VALUE_WIDTH = 20
 """Columns of a value: the longest number of 64 bits, sign included."""
 
 OnStore = Callable[[str, int], None]
-"""Obey a store of (name, value); ValueError or OSError refuses it, and the file shows the old value again."""
+"""Obey a store of (name, value); ValueError or OSError refuses it: the old value is shown again."""
 
 
 def value_text(value: int) -> bytes:
@@ -53,15 +54,15 @@ class ControlDirectory:
     """
 
     def __init__(self, instance: Instance, on_store: OnStore) -> None:
-        """Create every file: tunables (0644) with their defaults, counters and stats (0444) with 0."""
+        """Create every file: tunables (0644) with their defaults, counters (0444) with 0."""
         self._on_store = on_store
         self._tunables = {
-            name: _ValueFile(instance.control / name, 0o644, tunable.default) for name, tunable in TUNABLES.items()
+            name: _ValueFile(instance.control / name, 0o644, tunable.default)
+            for name, tunable in TUNABLES.items()
         }
         self._counters = {name: _ValueFile(instance.control / name, 0o444, 0) for name in COUNTERS}
         self._stats = {name: _ValueFile(instance.stats / name, 0o444, 0) for name in STATS}
         self._inotify = _core.inotify_init()
-        os.set_blocking(self._inotify, False)
         self._watches = {self._watch(file): name for name, file in self._tunables.items()}
 
     def fileno(self) -> int:
@@ -79,7 +80,7 @@ class ControlDirectory:
         return self._tunables[name].value
 
     def publish(self, counters: Mapping[str, int], stats: Mapping[str, int]) -> None:
-        """Show new values; full_scans last, because readers wait for it and then read the others."""
+        """Show new values; full_scans last: readers wait for it and then read the others."""
         for name, value in stats.items():
             self._stats[name].show(value)
         for name, value in counters.items():
@@ -122,13 +123,16 @@ class ControlDirectory:
         content = file.content()
         if not content and not closed:
             return  # a client has truncated it and is about to write
-        text = content.split("\n", 1)[0].rstrip(" ")  # the padding is ours: what was read may be stored again
+        # The padding is ours: what was read may be stored again.
+        text = content.split("\n", 1)[0].rstrip(" ")
         if text != str(file.value):
             try:
                 self._obey(name, text)
             except (ValueError, OSError) as refusal:
                 reason = refusal.strerror if isinstance(refusal, OSError) else refusal
-                _log.warning("%s: store of %r refused, it is %d: %s", name, text, file.value, reason)
+                _log.warning(
+                    "%s: store of %r refused, it is %d: %s", name, text, file.value, reason
+                )
         file.restore()
 
     def _obey(self, name: str, text: str) -> None:
@@ -139,7 +143,7 @@ class ControlDirectory:
             if wanted != before:
                 self._on_store(name, wanted)
         except (ValueError, OSError):
-            if file.value == wanted:  # else on_store chose a third value, as after a run=2 that failed
+            if file.value == wanted:  # else on_store chose a third, as after a run=2 that failed
                 file.value = before
             raise
 
@@ -190,7 +194,9 @@ class _ValueFile:
     def is_lost(self) -> bool:
         """Whether the path no longer names this file."""
         try:
-            return not os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._fd))
+            return not os.path.samestat(
+                os.stat(self.path, follow_symlinks=False), os.fstat(self._fd)
+            )
         except OSError:
             return True
 

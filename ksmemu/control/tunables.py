@@ -1,6 +1,9 @@
-"""The tunables: name, default, what a store may say. `sysfs.py` shows them as files, ksmd obeys them.
+"""The tunables: name, default, what a store may say.
 
-Parsing is the kernel's: a store that /sys/kernel/mm/ksm would refuse is refused here, for the same reason.
+`sysfs.py` shows them as files, ksmd obeys them.
+
+Parsing is the kernel's: a store that /sys/kernel/mm/ksm would refuse is refused here, for the same
+reason.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ class Tunable:
     default: int
     meaning: str
     parse: Callable[[str], int]
-    """Return the value that the text of a store means; ValueError says what would have been allowed."""
+    """Return the value that the text of a store means; ValueError says what is allowed."""
 
 
 def parse_u32(text: str) -> int:
-    """Return a decimal number of 32 bits; one trailing newline is allowed, blanks and signs are not.
+    """Return a decimal number of 32 bits.
+
+    One trailing newline is allowed, blanks and signs are not.
 
     Source: kstrtouint().
     """
@@ -54,17 +59,25 @@ def within(lowest: int, highest: int = U32_MAX) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = parse_u32(text)
         if not lowest <= value <= highest:
-            raise ValueError(f"must be {lowest} to {highest}" if highest < U32_MAX else f"must be at least {lowest}")
+            limit = f"{lowest} to {highest}" if highest < U32_MAX else f"at least {lowest}"
+            raise ValueError(f"must be {limit}")
         return value
 
     return parse
 
 
 _TABLE = (
-    Tunable("run", 0, "0 stop, keep merged pages; 1 merge; 2 stop and unmerge everything", within(0, 2)),
+    Tunable(
+        "run", 0, "0 stop, keep merged pages; 1 merge; 2 stop and unmerge everything", within(0, 2)
+    ),
     Tunable("pages_to_scan", 100, "pages per wake-up of ksmd", parse_u32),
     Tunable("sleep_millisecs", 20, "sleep between two batches, in milliseconds", parse_u32),
-    Tunable("max_page_sharing", 256, "most mappings of one frame; fixed while pages are shared", within(2)),
+    Tunable(
+        "max_page_sharing",
+        256,
+        "most mappings of one frame; fixed while pages are shared",
+        within(2),
+    ),
     Tunable("use_zero_pages", 0, "merge all-zero pages with the zero page", parse_bool),
 )
 
