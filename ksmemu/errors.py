@@ -6,7 +6,7 @@ import errno
 
 
 class KsmError(OSError):
-    """Something ksmemu could not do; `errno` says why. Nothing was changed unless the text says it."""
+    """Something ksmemu could not do; `errno` says why. Nothing was changed unless it says so."""
 
 
 class NotRunningError(KsmError):
