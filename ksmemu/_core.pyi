@@ -4,7 +4,7 @@ Addresses, offsets and sizes are in bytes and page-aligned; ranges are half-open
 pairs of native uint64 (start, end). Errors are OSError with the errno and the name of the system call.
 """
 
-from collections.abc import Buffer
+from _typeshed import ReadableBuffer, WriteableBuffer
 
 ORDER_MAX_PAGES: int
 WINDOW_PAGES: int
@@ -19,6 +19,10 @@ class Memory:
 
     def __new__(cls, address: int, length: int, owner: object) -> Memory: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def length(self) -> int: ...
     @property
     def exports(self) -> int:
         """Views that are alive."""
@@ -55,7 +59,7 @@ class Agent:
         """Drop all mappings of a space but its reservation, close its own object, tell ksmd."""
 
     def advise(
-        self, space: int, start: int, end: int, adopt: bool, advised: Buffer, /
+        self, space: int, start: int, end: int, adopt: bool, advised: ReadableBuffer, /
     ) -> tuple[int, int]:
         """Make [start, end) mergeable; with `adopt`, move it from ordinary memory to the own object first.
 
@@ -66,7 +70,7 @@ class Agent:
             (done, errno): errno 0 on success. [start, done) is in the own object, [done, end) is as before.
         """
 
-    def withdraw(self, space: int, advised: Buffer, /) -> None:
+    def withdraw(self, space: int, advised: ReadableBuffer, /) -> None:
         """Refuse merges outside `advised` from now on; orders under way for the space become stale."""
 
     def rehome(self, space: int, start: int, end: int, /) -> None:
@@ -79,7 +83,7 @@ class Agent:
     def unadvised(self, space: int, start: int, end: int, /) -> None:
         """Stop recording writes to [start, end), all of it OWN, and tell ksmd."""
 
-    def unmap(self, space: int, start: int, end: int, advised: Buffer, /) -> None:
+    def unmap(self, space: int, start: int, end: int, advised: ReadableBuffer, /) -> None:
         """Take [start, end) out of the space: its bytes are gone, ksmd is told."""
 
 def harvest(pagemap: int, start: int, end: int, /) -> bytearray:
@@ -107,7 +111,7 @@ def find_private(pagemap: int, start: int, end: int, /) -> bytearray:
 def data_extents(fd: int, start: int, end: int, /) -> bytearray:
     """Return where an object holds data, as ranges of offsets (lseek SEEK_DATA)."""
 
-def checksum_pages(fd: int, pages: Buffer, seed: int, out: Buffer, /) -> None:
+def checksum_pages(fd: int, pages: ReadableBuffer, seed: int, out: WriteableBuffer, /) -> None:
     """Write the seeded XXH3 of each page of an object to `out`.
 
     Args:
@@ -118,7 +122,7 @@ def checksum_pages(fd: int, pages: Buffer, seed: int, out: Buffer, /) -> None:
     """
 
 def fill_frames(
-    fd: int, pages: Buffer, pool: Buffer, frames: Buffer, seed: int, out: Buffer, /
+    fd: int, pages: ReadableBuffer, pool: WriteableBuffer, frames: ReadableBuffer, seed: int, out: WriteableBuffer, /
 ) -> None:
     """Copy pages of an object to frames of the pool; write the fingerprint of each frame to `out`.
 

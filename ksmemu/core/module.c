@@ -104,6 +104,8 @@ static PyBufferProcs memory_buffer = {
 };
 
 static PyMemberDef memory_members[] = {
+	{ "address", T_ULONG, offsetof(struct memory, start), READONLY, NULL },
+	{ "length", T_PYSSIZET, offsetof(struct memory, size), READONLY, NULL },
 	{ "exports", T_PYSSIZET, offsetof(struct memory, exports), READONLY, NULL },
 	{ NULL, 0, 0, 0, NULL },
 };

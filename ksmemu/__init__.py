@@ -1,0 +1,34 @@
+"""ksmemu: Kernel Samepage Merging in user space, on real memory."""
+
+from ksmemu.control.ksmd import Ksmd, connect
+from ksmemu.errors import (
+    AlreadyServedError,
+    ForeignInstanceError,
+    KernelLacksError,
+    KsmError,
+    NotRunningError,
+)
+from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace, ForkWarning
+from ksmemu.mm.madvise import get_memory_merge, madvise, set_memory_merge
+
+MADV_SHAREABLE = MADV_MERGEABLE
+MADV_UNSHAREABLE = MADV_UNMERGEABLE
+
+__all__ = [
+    "MADV_MERGEABLE",
+    "MADV_SHAREABLE",
+    "MADV_UNMERGEABLE",
+    "MADV_UNSHAREABLE",
+    "AddressSpace",
+    "AlreadyServedError",
+    "ForeignInstanceError",
+    "ForkWarning",
+    "KernelLacksError",
+    "Ksmd",
+    "KsmError",
+    "NotRunningError",
+    "connect",
+    "get_memory_merge",
+    "madvise",
+    "set_memory_merge",
+]

@@ -1,0 +1,1 @@
+"""Python in the scanner: all policy. It orders, agents do, outcomes say what really happened."""

@@ -1,0 +1,77 @@
+"""`python -m ksmemu.ksmd`: the scanner process. People start it with `ksmemu start` or ksmemu.Ksmd."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+
+import click
+
+from ksmemu import features
+from ksmemu.control.launch import checked
+from ksmemu.instance import Instance
+from ksmemu.ksmd.daemon import Daemon, stop_on_signals
+
+NICE = 5
+"""As the kernel's ksmd."""
+
+
+def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
+    pairs = (setting.partition("=") for setting in settings)
+    return {name: checked(name, int(value)) for name, _, value in pairs}
+
+
+def _serve(
+    directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None
+) -> None:
+    features.require()
+    with contextlib.ExitStack() as undo:
+        claim = Instance.resolve(directory).claim()
+        undo.callback(claim.release)
+        claim.redirect_stderr()
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s ksmd[%(process)d] %(levelname)s %(message)s"
+        )
+        daemon = Daemon(claim.instance, tracks=tracker == "written")
+        undo.callback(daemon.close)
+        for name, value in tunables.items():
+            daemon.set(name, value)
+        stop_on_signals(daemon)
+        if lifeline is not None:
+            daemon.stop_on(lifeline)
+        os.nice(NICE)
+        os.write(ready, f"ready {os.getpid()}\n".encode())
+        os.close(ready)
+        daemon.serve()
+
+
+@click.command()
+@click.option("--dir", "directory", required=True, help="Instance directory.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A tunable.")
+@click.option("--ready-fd", type=int, required=True, help="Told one line: ready, or what failed.")
+@click.option("--lifeline-fd", type=int, help="ksmd stops when its other end is closed.")
+@click.option(
+    "--tracker",
+    type=click.Choice(["written", "checksum"]),
+    default=features.tracker,
+    help="How to learn of writes; default: the best that the kernel has.",
+)
+def main(
+    directory: str, settings: tuple[str, ...], ready_fd: int, lifeline_fd: int | None, tracker: str
+) -> None:
+    """Scan the memory of the workers that attach, and merge what is equal."""
+    try:
+        _serve(directory, _tunables(settings), tracker, ready_fd, lifeline_fd)
+    except OSError as error:
+        text = (error.strerror or str(error)).replace("\n", "; ")
+        with contextlib.suppress(OSError):  # ready already: then the log has it
+            os.write(ready_fd, f"error {error.errno or errno.EIO} {text}\n".encode())
+        logging.getLogger(__name__).critical("%s", error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What workers say: they join, register spaces, report. One that talks garbage is cut off, and spoils only itself."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+
+import numpy as np
+
+from ksmemu import wire
+from ksmemu.ksmd import merge, rehome
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import MAX_PAGES
+from ksmemu.ksmd.worker import Worker
+from ksmemu.units import PAGE_SIZE
+from ksmemu.wire import OrderKind, ReportKind, WireError
+
+log = logging.getLogger(__name__)
+
+_SO_PEERPIDFD = 77
+"""Source: <asm-generic/socket.h>, Linux 6.5."""
+_UCRED = struct.Struct("iII")
+_LIMIT = 1 << 47
+
+
+def refuse(control: socket.socket, number: int, text: str) -> None:
+    """Tell a client why it is not served."""
+    try:
+        wire.send_control(control, {"errno": number, "text": text})
+    except OSError:
+        log.info("a client left before it heard: %s", text)
+
+
+def join(control: socket.socket, pool: int, pool_bytes: int, *, tracks: bool) -> Worker:
+    """Read a client's first message and make it a worker.
+
+    Raises:
+        WireError, EOFError, OSError: it is none; its descriptors are closed, the connection is the caller's.
+    """
+    body, fds = wire.receive_control(control)
+    try:
+        if body.get("hello") != wire.VERSION or len(fds) != 2:
+            raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
+        if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+            raise WireError("an order socket that is none")
+        pid, uid, _ = _UCRED.unpack(
+            control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        if os.readlink(f"/proc/self/fd/{fds[1]}") != f"/proc/{pid}/pagemap":
+            raise WireError("a pagemap of another process")
+        pidfd = _peer_pidfd(control, pid)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    worker = Worker(pid, uid, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
+    worker.count_mappings()
+    wire.send_control(control, {"pool_bytes": pool_bytes, "tracks": tracks}, (pool,))
+    return worker
+
+
+def _peer_pidfd(control: socket.socket, pid: int) -> int:
+    try:
+        return control.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return os.pidfd_open(pid)
+
+
+def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
+    """Read a worker's request on the control socket and register the space that it hands over.
+
+    Raises:
+        WireError: garbage. EOFError: the worker has closed its control socket.
+    """
+    body, fds = wire.receive_control(worker.control)
+    try:
+        space = body.get("space")
+        if not isinstance(space, dict) or len(fds) != 1:
+            raise WireError("no space")
+        start, size = space.get("start"), space.get("size")
+        if not isinstance(start, int) or not isinstance(size, int):
+            raise WireError("a space without numbers")
+        nr_pages = size // PAGE_SIZE
+        is_aligned = start % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
+        if not is_aligned or start < 0 or not 0 < nr_pages <= MAX_PAGES or start + size > _LIMIT:
+            raise WireError(f"a space at {start:#x} of {size} bytes")
+        own = os.fstat(fds[0])
+        if not stat.S_ISREG(own.st_mode) or own.st_size < size:
+            raise WireError("an own object that is none")
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap)
+    wire.send_control(worker.control, {"space": space_id})
+    worker.slots.append(slot)
+    domain.slots[space_id] = slot
+    domain.owner[space_id] = worker
+    return slot
+
+
+def report(domain: Domain, worker: Worker) -> None:
+    """Read one report of a worker's agent and enter it into the books.
+
+    Raises:
+        WireError: garbage. EOFError: the agent is gone. BlockingIOError: there is none.
+    """
+    message = worker.order.recv(wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
+    if not message:
+        raise EOFError
+    kind, space_id, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
+    slot = domain.slots.get(space_id)
+    if slot is None or domain.owner[space_id] is not worker:
+        raise WireError(f"a report of space {space_id}, which is not this worker's")
+    slot.epoch = epoch
+    if kind is ReportKind.OUTCOME:
+        domain.stats.freeze_max_ns = max(domain.stats.freeze_max_ns, frozen_ns)
+        _outcome(domain, worker, order_id, spans)
+    else:
+        _change(domain, slot, kind, spans)
+
+
+def _outcome(domain: Domain, worker: Worker, order_id: int, spans: np.ndarray) -> None:
+    order = worker.orders.pop(order_id, None)
+    if order is None:
+        raise WireError(f"the outcome of order {order_id}, which is not under way")
+    if int(spans["nr_pages"].astype(object).sum()) != len(order.pages):
+        worker.orders[order_id] = order
+        raise WireError(f"an outcome of order {order_id} with other pages than the order's")
+    errors = np.repeat(spans["error"], spans["nr_pages"].astype(np.int64))
+    if order.kind is OrderKind.MERGE:
+        merge.outcome(domain, order, errors)
+    else:
+        rehome.outcome(domain, order, errors)
+
+
+def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: np.ndarray) -> None:
+    for span in spans:
+        start, nr = int(span["page"]), int(span["nr_pages"])
+        end = start + nr
+        if end > slot.nr_pages:
+            raise WireError(f"pages up to {end} of a space of {slot.nr_pages}")
+        if kind is ReportKind.ADVISED:
+            slot.advised.put(start, end, True)
+            slot.discover(start, end)
+        else:
+            slot.advised.put(start, end, None)
+            domain.forget(slot, start, end)
+    if kind is ReportKind.CLOSED:
+        remove(domain, slot)
+
+
+def remove(domain: Domain, slot: MmSlot) -> None:
+    """Drop a space that is gone. Its pages were forgotten."""
+    worker = domain.owner.pop(slot.id)
+    worker.slots.remove(slot)
+    del domain.slots[slot.id]
+    slot.close()
+
+
+def reap(domain: Domain, worker: Worker) -> None:
+    """A worker is dead: its mappings are gone, so every frame it held loses a reference, now."""
+    for slot in list(worker.slots):
+        domain.forget(slot, 0, slot.nr_pages)
+        remove(domain, slot)
+    for order in worker.orders.values():
+        merge.abandon(domain, order)
+    worker.orders.clear()
+    domain.workers.remove(worker)
+    worker.close()

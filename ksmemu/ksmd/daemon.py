@@ -1,0 +1,274 @@
+"""The loop: run, stop, unmerge, sleep; accept workers, hear them, lose them.
+
+One thread, one epoll for what the outside wants (control files, new workers, signals) and one for what
+workers say. Waiting for outcomes listens to the second only, so no store is obeyed halfway through a scan.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from ksmemu.control.sysfs import ControlDirectory
+from ksmemu.instance import Instance
+from ksmemu.ksmd import connection, rehome
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
+from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.scan import Scan
+from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
+from ksmemu.wire import WireError
+
+log = logging.getLogger(__name__)
+
+STOP, MERGE, UNMERGE = 0, 1, 2
+_UNMERGE_SECONDS = 30.0
+
+
+class Daemon:
+    """One ksmd. Runs in: its own process, on the main thread; nothing here is shared.
+
+    Args:
+        instance: claimed by the caller.
+        tracks: learn of writes from the kernel; otherwise compare checksums.
+    """
+
+    def __init__(self, instance: Instance, *, tracks: bool) -> None:
+        self._domain = Domain()
+        self._tracks = tracks
+        tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
+        self._scan = Scan(self._domain, tracker)
+        self._control = ControlDirectory(instance, self.store)
+        self._listener = instance.listen()
+        self._run = STOP
+        self._next_space = 1
+        self._next_batch = 0.0
+        self._is_stopping = False
+        self._outside = select.epoll()
+        self._workers = select.epoll()
+        self._heard: dict[int, Callable[[], None]] = {}
+        self._wanted: dict[int, Callable[[], None]] = {}
+        self._want(self._listener.fileno(), self._accept)
+        self._want(self._control.fileno(), self._control.read_events)
+        self._want(self._workers.fileno(), functools.partial(self._hear, 0.0))
+
+    # ---- the loop ----------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Run until stop(). Sleeps without a wake-up while there is nothing to scan."""
+        while not self._is_stopping:
+            for fd, _ in self._outside.poll(self._timeout()):
+                if fd in self._wanted:
+                    self._wanted[fd]()
+            if self._is_scanning() and time.monotonic() >= self._next_batch:
+                self._batch(self._control["pages_to_scan"])
+                self._next_batch = time.monotonic() + self._control["sleep_millisecs"] / 1000
+            self._publish()
+
+    def stop(self) -> None:
+        """End serve() after what it is doing."""
+        self._is_stopping = True
+
+    def stop_on(self, fd: int) -> None:
+        """End serve() when fd becomes readable or its other end closes."""
+        self._want(fd, self.stop)
+
+    def close(self) -> None:
+        """Let go of everything; what is merged stays merged in the workers."""
+        self._listener.close()
+        self._control.close()
+        self._outside.close()
+        self._workers.close()
+        self._domain.close()
+
+    def _is_scanning(self) -> bool:
+        return self._run == MERGE and bool(self._domain.slots)
+
+    def _timeout(self) -> float | None:
+        if not self._is_scanning():
+            return None
+        return max(self._next_batch - time.monotonic(), 0.0)
+
+    def _want(self, fd: int, act: Callable[[], None]) -> None:
+        self._wanted[fd] = act
+        self._outside.register(fd, select.EPOLLIN)
+
+    def _publish(self) -> None:
+        self._control.publish(self._domain.counters(), self._domain.own_counters())
+
+    # ---- scanning ----------------------------------------------------------------------------------
+
+    def _batch(self, budget: int) -> None:
+        """Scan budget pages, or to the end of the full scan; workers are heard in between."""
+        while budget > 0 and self._domain.slots:
+            passed, ended = self._scan.step(budget)
+            budget -= passed
+            if ended:
+                self._end_scan()
+                return
+            self._hear(0.0)
+
+    def _end_scan(self) -> None:
+        self._scan.flush()
+        self._settle(STALLED_SECONDS)
+        self._publish()
+        self._domain.stats.full_scans += 1
+
+    def _settle(self, seconds: float) -> None:
+        """Wait until every order is answered; for a worker that does not answer, no longer than seconds."""
+        deadline = time.monotonic() + seconds
+        while any(worker.orders and not worker.is_stalled() for worker in self._domain.workers):
+            if not self._hear(0.05) and time.monotonic() > deadline:
+                return
+
+    # ---- stores ------------------------------------------------------------------------------------
+
+    def store(self, name: str, value: int) -> None:
+        """Obey a store into a control file.
+
+        Raises:
+            OSError: refused: EBUSY max_page_sharing while pages are shared; ENOMEM run=2 without room, which
+                leaves run at 0.
+        """
+        if name == "run":
+            self._set_run(value)
+        elif name == "sleep_millisecs":
+            self._next_batch = 0.0
+        elif name == "max_page_sharing":
+            if self._domain.pool.nr_used:
+                raise OSError(errno.EBUSY, "pages are shared: run=2 first")
+            self._domain.max_page_sharing = value
+        elif name == "use_zero_pages":
+            self._domain.use_zero_pages = bool(value)
+
+    def _set_run(self, value: int) -> None:
+        if value == UNMERGE:
+            try:
+                self._unmerge()
+            except OSError:
+                self._run = STOP
+                self._control.store("run", STOP)
+                raise
+        self._run = value
+        self._next_batch = 0.0
+
+    def _unmerge(self) -> None:
+        """Bring every page home and forget what was scanned; nothing is scanned until run is 1 again."""
+        domain = self._domain
+        self._settle(_UNMERGE_SECONDS)
+        rehome.order_all(domain)
+        self._settle(_UNMERGE_SECONDS)
+        self._scan.restart()
+        domain.unstable.clear()
+        for slot in domain.slots.values():
+            pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
+            states = slot.rmap.state[pages]
+            slot.rmap.move(pages[states <= State.UNSTABLE], State.NEW)
+        stopped = [worker for worker in domain.workers if worker.orders]
+        if domain.count(State.MERGED, State.ZERO):
+            raise OSError(errno.ENOMEM, "some pages could not be unmerged")
+        if stopped:
+            pids = ", ".join(str(worker.pid) for worker in stopped)
+            log.warning("run=2: pid %s does not answer; it unmerges when it runs again", pids)
+        domain.stats.full_scans = 0
+
+    # ---- workers -----------------------------------------------------------------------------------
+
+    def _hear(self, seconds: float) -> bool:
+        """Obey what workers have said, waiting for it up to seconds; return whether anything came."""
+        events = self._workers.poll(seconds)
+        for fd, _ in events:
+            if fd in self._heard:
+                self._heard[fd]()
+        for worker in self._domain.workers:
+            if worker.outgoing:
+                worker.flush()
+        return bool(events)
+
+    def _listen_to(self, fd: int, act: Callable[[], None]) -> None:
+        self._heard[fd] = act
+        self._workers.register(fd, select.EPOLLIN)
+
+    def _ignore(self, fd: int) -> None:
+        if self._heard.pop(fd, None):
+            self._workers.unregister(fd)
+
+    def _accept(self) -> None:
+        control, _ = self._listener.accept()
+        self._listen_to(control.fileno(), functools.partial(self._join, control))
+
+    def _join(self, control: socket.socket) -> None:
+        self._ignore(control.fileno())
+        pool = self._domain.pool
+        try:
+            worker = connection.join(
+                control, pool.read_only(), pool.nr_bytes, tracks=self._tracks
+            )
+        except (WireError, EOFError, OSError) as error:
+            if not isinstance(error, EOFError):
+                log.warning("a client is refused: %s", error)
+                connection.refuse(control, errno.EPROTO, str(error))
+            control.close()
+            return
+        self._domain.workers.append(worker)
+        self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
+        self._listen_to(control.fileno(), functools.partial(self._register, worker))
+        self._listen_to(worker.order.fileno(), functools.partial(self._report, worker))
+
+    def _register(self, worker: Worker) -> None:
+        try:
+            connection.register(self._domain, worker, self._next_space)
+        except EOFError:
+            self._ignore(worker.control.fileno())
+            self._leave(worker)
+        except (WireError, OSError) as error:
+            self._cut_off(worker, error)
+        else:
+            self._next_space += 1
+
+    def _report(self, worker: Worker) -> None:
+        try:
+            connection.report(self._domain, worker)
+        except BlockingIOError:
+            return
+        except (EOFError, ConnectionResetError):
+            self._ignore(worker.order.fileno())
+            self._leave(worker)
+        except (WireError, OSError) as error:
+            self._cut_off(worker, error)
+
+    def _leave(self, worker: Worker) -> None:
+        """A worker without spaces and sockets has detached; one with spaces may still map frames."""
+        fds = (worker.order.fileno(), worker.control.fileno())
+        if not worker.slots and not any(fd in self._heard for fd in fds):
+            self._reap(worker)
+
+    def _cut_off(self, worker: Worker, error: Exception) -> None:
+        """Hear nothing more from a worker that talks garbage. Its frames stay until it is dead."""
+        log.warning("pid %d is cut off: %s", worker.pid, error)
+        for sock in (worker.order, worker.control):
+            self._ignore(sock.fileno())
+            sock.shutdown(socket.SHUT_RDWR)
+
+    def _reap(self, worker: Worker) -> None:
+        for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
+            self._ignore(fd)
+        connection.reap(self._domain, worker)
+        self._publish()
+
+
+def stop_on_signals(daemon: Daemon) -> None:
+    """End serve() on SIGTERM and SIGINT, also while it sleeps."""
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    signal.set_wakeup_fd(write.detach())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    daemon.stop_on(os.dup(read.detach()))

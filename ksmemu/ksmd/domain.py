@@ -1,0 +1,131 @@
+"""One security domain: its spaces, its pool, its tables, its counters. Pages merge only inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ksmemu import wire
+from ksmemu.ksmd.checksum import Checksum
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.pool import Frames, Pool
+from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.rmap import HOLDS_FRAME, State
+from ksmemu.ksmd.runs import Runs, orders
+from ksmemu.ksmd.stable import Stable
+from ksmemu.ksmd.unstable import Unstable
+from ksmemu.ksmd.worker import Order, Worker
+from ksmemu.units import PAGE_SIZE
+
+RMAP_ITEM_BYTES = 64
+"""sizeof(struct ksm_rmap_item): profit is counted as the kernel counts it."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """What happened so far; the names are those of control/counters.py."""
+
+    full_scans: int = 0
+    pages_scanned: int = 0
+    pages_over_budget: int = 0
+    pages_broken: int = 0
+    pages_rehomed: int = 0
+    merges: int = 0
+    verify_refusals: int = 0
+    freeze_max_ns: int = 0
+
+
+class Domain:
+    """The books of one security domain. Runs in: ksmd, one thread."""
+
+    def __init__(self) -> None:
+        self.checksum = Checksum()
+        self.pool = Pool()
+        self.slots: dict[int, MmSlot] = {}
+        self.workers: list[Worker] = []
+        self.owner: dict[int, Worker] = {}
+        self.stable = Stable(self.pool)
+        self.unstable = Unstable(self.slots)
+        self.stats = Stats()
+        self.max_page_sharing = 256
+        self.use_zero_pages = False
+        self._next_order = 0
+
+    def send(
+        self, slot: MmSlot, kind: wire.OrderKind, laid: Runs, pages: Pages, frames: Frames
+    ) -> None:
+        """Send runs in as many orders as they need; pages and frames are those of the runs, in order."""
+        at = 0
+        for part in orders(laid):
+            end = at + int(part["nr_pages"].sum())
+            self._next_order += 1
+            live = np.ones(end - at, dtype=np.bool_)
+            order = Order(slot, kind, pages[at:end], frames[at:end], live)
+            message = wire.pack_order(kind, slot.id, self._next_order, slot.epoch, part)
+            self.owner[slot.id].send(self._next_order, order, message)
+            at = end
+
+    def count(self, *states: State) -> int:
+        """Return how many pages are in one of the states, over all spaces."""
+        return sum(int(slot.rmap.counts[list(states)].sum()) for slot in self.slots.values())
+
+    def move(self, where: Places, state: State) -> None:
+        """Take pages of any spaces to a state."""
+        for slot_id, index in by_slot(where):
+            self.slots[slot_id].rmap.move(pages_of(where[index]), state)
+
+    def forget(self, slot: MmSlot, start: int, end: int) -> None:
+        """The pages in [start, end) are gone, or no longer mergeable: give up what they hold."""
+        rmap = slot.rmap
+        pages = rmap.tracked(start, end)
+        states = rmap.state[pages]
+        for state in HOLDS_FRAME:
+            self.pool.release(rmap.tag[pages[states == state]])
+        rmap.move(pages, State.ABSENT)
+        for order in self.owner[slot.id].orders.values():
+            if order.slot is slot:
+                order.live &= (order.pages < start) | (order.pages >= end)
+
+    def counters(self) -> Mapping[str, int]:
+        """Return the kernel's counters."""
+        shared = self.pool.nr_used
+        sharing = max(self.count(State.MERGED, State.REHOMING) - shared, 0)
+        unshared = self.count(State.UNSTABLE)
+        volatile = self.count(State.WRITTEN, State.SETTLED, State.ORDERED)
+        zero = self.count(State.ZERO)
+        items = shared + sharing + unshared + volatile
+        return {
+            "pages_scanned": self.stats.pages_scanned,
+            "pages_shared": shared,
+            "pages_sharing": sharing,
+            "pages_unshared": unshared,
+            "pages_volatile": volatile,
+            "ksm_zero_pages": zero,
+            "general_profit": (sharing + zero) * PAGE_SIZE - items * RMAP_ITEM_BYTES,
+            "full_scans": self.stats.full_scans,
+        }
+
+    def own_counters(self) -> Mapping[str, int]:
+        """Return the counters that the kernel does not have."""
+        return {
+            "pages_over_budget": self.stats.pages_over_budget,
+            "pages_broken": self.stats.pages_broken,
+            "pages_rehomed": self.stats.pages_rehomed,
+            "merges": self.stats.merges,
+            "verify_refusals": self.stats.verify_refusals,
+            "freeze_max_ns": self.stats.freeze_max_ns,
+            "workers": len(self.workers),
+            "spaces": len(self.slots),
+            "pages_tracked": sum(slot.rmap.nr_tracked for slot in self.slots.values()),
+            "pool_bytes": self.pool.blocks_bytes(),
+        }
+
+    def close(self) -> None:
+        """Let go of everything; what is merged stays merged in the workers."""
+        for worker in self.workers:
+            worker.close()
+        self.pool.close()
+        self.checksum.close()

@@ -1,0 +1,170 @@
+"""Step 4b: order agents to make claims true; only outcomes change the books.
+
+match.py -> runs.py -> merge.py -> agent -> outcome() -> pool.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu import wire
+from ksmemu.ksmd import rehome, runs
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.match import Claims, match
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.pool import Frames
+from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.rmap import NO_FRAME, State
+from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.worker import Order, Worker
+
+log = logging.getLogger(__name__)
+
+
+def merge(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
+    """Match candidates and order what matched; pages that are no longer SETTLED are passed over."""
+    settled = _is_settled(domain, where)
+    where, fingerprints = where[settled], fingerprints[settled]
+    if domain.use_zero_pages:
+        zero = fingerprints == np.uint64(domain.checksum.zero)
+        _order(domain, where[zero], np.full(int(zero.sum()), NO_FRAME, dtype=np.int64))
+        where, fingerprints = where[~zero], fingerprints[~zero]
+    claims = match(where, fingerprints, domain.stable, domain.unstable, domain.max_page_sharing)
+    domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
+    frames, filled = _new_frames(domain, claims)
+    is_good = filled[claims.number]
+    domain.move(claims.members[~is_good], State.WRITTEN)
+    members, number = claims.members[is_good], claims.number[is_good]
+    domain.pool.is_fresh[frames[filled]] = True
+    domain.pool.fingerprint[frames[filled]] = claims.fingerprints[filled]
+    _order(
+        domain,
+        np.concatenate([claims.known, members]),
+        np.concatenate([claims.frames, frames[number]]),
+    )
+    is_used = domain.pool.refs[frames] > 0
+    domain.stable.add(claims.fingerprints[filled & is_used], frames[filled & is_used])
+    domain.pool.discard(np.unique(frames[~is_used]))
+
+
+def _is_settled(domain: Domain, where: Places) -> npt.NDArray[np.bool_]:
+    settled = np.zeros(len(where), dtype=np.bool_)
+    for slot_id, index in by_slot(where):
+        slot = domain.slots.get(slot_id)
+        if slot is not None:
+            settled[index] = slot.rmap.state[pages_of(where[index])] == State.SETTLED
+    return settled
+
+
+def _new_frames(domain: Domain, claims: Claims) -> tuple[Frames, npt.NDArray[np.bool_]]:
+    """Fill a frame for each number from its leader; return frames, and which hold what was claimed."""
+    frames = domain.pool.allocate(len(claims.leaders))
+    filled = np.arange(len(claims.leaders)) < len(frames)
+    if len(frames) < len(claims.leaders):
+        log.warning("the pool has no frame left: %d contents stay unmerged", (~filled).sum())
+        frames = np.pad(frames, (0, len(filled) - len(frames)))
+    is_zero = claims.fingerprints == np.uint64(domain.checksum.zero)
+    to_fill = np.flatnonzero(filled & ~is_zero)
+    for slot_id, index in by_slot(claims.leaders[to_fill]):
+        which = to_fill[index]
+        own, pages = domain.slots[slot_id].own, pages_of(claims.leaders[which])
+        try:
+            found = domain.pool.fill(own, pages, frames[which], domain.checksum.seed)
+        except OSError as error:
+            log.warning("%d frames could not be filled: %s", len(which), error.strerror)
+            filled[which] = False
+        else:
+            # The leader was written meanwhile: whatever the frame holds now, nobody claimed it.
+            filled[which] = found == claims.fingerprints[which]
+    return frames, filled
+
+
+def _order(domain: Domain, where: Places, frames: Frames) -> None:
+    """Order pages to be mapped to frames; NO_FRAME is the zero page alone."""
+    for slot_id, index in by_slot(where):
+        slot = domain.slots[slot_id]
+        pages, wanted = pages_of(where[index]), frames[index]
+        ascending = np.argsort(pages)
+        _order_slot(domain, slot, pages[ascending], wanted[ascending])
+
+
+def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
+    worker = domain.owner[slot.id]
+    laid = runs.lay_out(pages, _on_the_wire(domain, frames))
+    chosen = _within_budget(worker, laid)
+    if not chosen.all():
+        kept = np.repeat(chosen, laid["nr_pages"])
+        domain.stats.pages_over_budget += int((~kept).sum())
+        slot.rmap.move(pages[~kept], State.WRITTEN)
+        pages, frames, laid = pages[kept], frames[kept], laid[chosen]
+    if not len(laid):
+        return
+    worker.mappings += 2 * len(laid)
+    slot.rmap.move(pages, State.ORDERED)
+    slot.rmap.tag[pages] = frames
+    domain.pool.acquire(frames[frames != NO_FRAME])
+    runs.join(laid, slot.rmap)
+    domain.send(slot, wire.OrderKind.MERGE, laid, pages, frames)
+
+
+def _on_the_wire(domain: Domain, frames: Frames) -> npt.NDArray[np.uint64]:
+    """Zeros are mapped to the kernel's zero page, whatever frame the books give them."""
+    numbers = frames.astype(np.uint64)
+    is_zero = frames == NO_FRAME
+    in_pool = np.where(is_zero, 0, frames)
+    is_zero |= domain.pool.fingerprint[in_pool] == np.uint64(domain.checksum.zero)
+    numbers[is_zero] = np.uint64(wire.FRAME_ZERO)
+    return numbers
+
+
+def _within_budget(worker: Worker, laid: runs.Runs) -> npt.NDArray[np.bool_]:
+    """Choose the runs that the worker's mapping budget allows: a run may cost two mappings."""
+    limit = runs.mapping_limit()
+    if worker.mappings + 2 * len(laid) > limit:
+        worker.count_mappings()
+    return runs.longest(laid, (limit - worker.mappings) // 2)
+
+
+def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None:
+    """Enter the outcome of a merge order: errors holds 0 or an errno for each of its pages."""
+    rmap, pool = order.slot.rmap, domain.pool
+    has_frame = order.frames != NO_FRAME
+    pool.settle(order.frames[has_frame])
+    done = order.live & (errors == 0)
+    rmap.move(order.pages[done & has_frame], State.MERGED)
+    rmap.move(order.pages[done & ~has_frame], State.ZERO)
+    refused = order.live & (errors != 0)
+    pool.release(order.frames[refused])
+    rmap.move(order.pages[refused], State.WRITTEN)
+    domain.stats.merges += int(done.sum())
+    domain.stats.verify_refusals += int((errors == errno.EAGAIN).sum())
+    domain.stats.pages_over_budget += int((errors == errno.ENOMEM).sum())
+    _undo_lonely(domain, np.unique(order.frames[has_frame]))
+
+
+def abandon(domain: Domain, order: Order) -> None:
+    """The worker of an order is dead, and its pages are forgotten: only the order itself is left to end."""
+    if order.kind is wire.OrderKind.MERGE:
+        frames = order.frames[order.frames != NO_FRAME]
+        domain.pool.settle(frames)
+        _undo_lonely(domain, np.unique(frames))
+
+
+def _undo_lonely(domain: Domain, frames: Frames) -> None:
+    """Take new frames back that only one page came to share: nothing is gained by them."""
+    pool = domain.pool
+    ended = frames[pool.is_fresh[frames] & (pool.pending[frames] == 0)]
+    lonely = ended[pool.refs[ended] == 1]
+    pool.is_fresh[ended] = False
+    if not len(lonely):
+        return
+    for slot in domain.slots.values():
+        pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
+        merged = pages[slot.rmap.state[pages] == State.MERGED]
+        rehome.order(domain, slot, merged[np.isin(slot.rmap.tag[merged], lonely)])
+

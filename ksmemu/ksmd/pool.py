@@ -1,0 +1,124 @@
+"""Step 5: the shared frames of one security domain: allocate, fill, reference, release.
+
+A frame is written once, before anybody maps it, and never again until its last reference is gone and it
+was punched. Workers hold a descriptor that cannot write.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu import _core, shared_object
+from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.rmap import NO_FRAME, _column
+from ksmemu.ksmd.table import Fingerprints
+from ksmemu.units import PAGE_SIZE
+
+Frames = npt.NDArray[np.int64]
+"""Frame numbers."""
+
+
+class Pool:
+    """One shared-memory object, all hole at first, and the columns that say who uses which frame.
+
+    A frame of zeros is a hole: whoever maps it maps the kernel's zero page instead.
+
+    Attributes:
+        refs: pages that name the frame, also those of orders under way (I2).
+        pending: those of orders under way.
+        fingerprint: of what the frame holds.
+        is_fresh: never had two pages yet.
+    """
+
+    def __init__(self) -> None:
+        self.nr_frames = os.sysconf("SC_PHYS_PAGES")
+        self.nr_bytes = self.nr_frames * PAGE_SIZE
+        self._fd = shared_object.create(self.nr_bytes, needed=PAGE_SIZE)
+        self._memory = mmap.mmap(self._fd, self.nr_bytes)
+        # Nobody opens it for writing again, not even through /proc/self/fd of the read-only one.
+        self._read_only = shared_object.open_read_only(self._fd)
+        os.fchmod(self._fd, 0)
+        self.refs = _column(self.nr_frames, np.dtype(np.uint32))
+        self.pending = _column(self.nr_frames, np.dtype(np.uint32))
+        self.fingerprint = _column(self.nr_frames, np.dtype(np.uint64))
+        self.is_fresh = _column(self.nr_frames, np.dtype(np.bool_))
+        self.nr_used = 0
+        self.nr_refs = 0
+        self._high = 0  # no frame from here on was ever used
+
+    def close(self) -> None:
+        """Forget the pool; it lives as long as somebody maps a frame."""
+        self._memory.close()
+        os.close(self._fd)
+        os.close(self._read_only)
+
+    def read_only(self) -> int:
+        """Return the descriptor to hand to workers."""
+        return self._read_only
+
+    def blocks_bytes(self) -> int:
+        """Return the host's memory that the pool holds now (st_blocks)."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def allocate(self, nr: int) -> Frames:
+        """Return frames without a reference, consecutive where possible; fewer than nr if there are no more.
+
+        They are free again unless acquire() follows.
+        """
+        free = self._high - self.nr_used
+        if free >= max(nr, self._high // 4) or self._high + nr > self.nr_frames:
+            found = np.flatnonzero(self.refs[: self._high] == 0)[:nr]
+        else:
+            found = np.empty(0, dtype=np.int64)
+        more = min(nr - len(found), self.nr_frames - self._high)
+        grown = np.arange(self._high, self._high + more)
+        return np.concatenate([found, grown])
+
+    def fill(self, own: int, pages: Pages, frames: Frames, seed: int) -> Fingerprints:
+        """Copy pages of a worker's own object to frames; return what each frame now holds.
+
+        Raises:
+            OSError: ENOSPC: no room for the pool; ENODATA: the object is shorter than it was.
+        """
+        found = np.empty(len(pages), dtype=np.uint64)
+        _core.fill_frames(
+            own, pages.astype(np.uint64), self._memory, frames.astype(np.uint64), seed, found
+        )
+        return found
+
+    def acquire(self, frames: Frames) -> None:
+        """Take a reference for each entry; an entry is a page of an order that is about to be sent."""
+        which, counts = np.unique(frames, return_counts=True)
+        self.nr_used += int((self.refs[which] == 0).sum())
+        self.nr_refs += len(frames)
+        self.refs[which] += counts.astype(np.uint32)
+        self.pending[which] += counts.astype(np.uint32)
+        if len(which):
+            self._high = max(self._high, int(which[-1]) + 1)
+
+    def settle(self, frames: Frames) -> None:
+        """The order of these entries has ended, one way or the other."""
+        which, counts = np.unique(frames, return_counts=True)
+        self.pending[which] -= counts.astype(np.uint32)
+
+    def release(self, frames: Frames) -> None:
+        """Give a reference of each entry back; frames without one are punched."""
+        which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
+        self.nr_refs -= int(counts.sum())
+        self.refs[which] -= counts.astype(np.uint32)
+        self.discard(which[self.refs[which] == 0])
+
+    def discard(self, frames: Frames) -> None:
+        """Give frames that nobody references back to the host; ascending."""
+        self.nr_used = int(np.count_nonzero(self.refs[: self._high]))
+        self.is_fresh[frames] = False
+        if not len(frames):
+            return
+        breaks = np.flatnonzero(np.diff(frames) != 1) + 1
+        for run in np.split(frames, breaks):
+            # SAFE: no mapping names these frames: every page that did was rehomed, or its process is gone.
+            _core.punch(self._fd, int(run[0]) * PAGE_SIZE, len(run) * PAGE_SIZE)

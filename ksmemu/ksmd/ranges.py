@@ -1,0 +1,32 @@
+"""Arrays of half-open ranges, and the pages they stand for. Everything ascending, nothing a page at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Pages = npt.NDArray[np.int64]
+"""Page numbers, ascending."""
+Ranges = npt.NDArray[np.int64]
+"""Shape (n, 2): start and end of each range, ascending and disjoint."""
+
+
+def from_core(buffer: bytearray, unit: int, origin: int = 0) -> Ranges:
+    """Return what the core found, in `unit` bytes from `origin`."""
+    return (np.frombuffer(buffer, np.int64).reshape(-1, 2) - origin) // unit
+
+
+def expand(ranges: Ranges) -> Pages:
+    """Return every number in the ranges."""
+    starts, ends = ranges[:, 0], ranges[:, 1]
+    lengths = ends - starts
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum(), dtype=np.int64)
+
+
+def contains(ranges: Ranges, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return for each number whether some range holds it."""
+    if not len(ranges):
+        return np.zeros(len(numbers), dtype=np.bool_)
+    at = np.searchsorted(ranges[:, 0], numbers, side="right") - 1
+    return (at >= 0) & (numbers < ranges[at, 1])

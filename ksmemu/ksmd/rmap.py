@@ -1,0 +1,129 @@
+"""The books of one address space: state and tag of every page, as two columns (the kernel's rmap_items).
+
+The columns are as long as the space and live in memory that the kernel gives on first touch: a space that
+is mostly hole costs what its data cost. A page costs 5 bytes here, and 16 in the unstable table while it
+waits there.
+
+    ABSENT ─found─▶ NEW ─seen─▶ WRITTEN ─quiet─▶ SETTLED ─match─▶ UNSTABLE | ORDERED
+    ORDERED ─done─▶ MERGED | ZERO      ORDERED ─refused─▶ WRITTEN
+    MERGED, ZERO ─written, unmerged─▶ REHOMING ─done─▶ WRITTEN
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu.ksmd.ranges import Pages
+
+CHUNK = 512
+"""Pages a chunk: the books of a chunk without a tracked page are never looked at."""
+
+NO_FRAME = (1 << 32) - 1
+"""Tag of a page that shows the kernel's zero page and has no frame (use_zero_pages)."""
+
+
+class State(enum.IntEnum):
+    """What ksmd believes of a page. The own object holds it in the states NEW to ORDERED."""
+
+    ABSENT = 0
+    NEW = 1
+    """Found, and no scan has passed it yet."""
+    WRITTEN = 2
+    """Written since the scan before, as of the last scan (the kernel's volatile)."""
+    SETTLED = 3
+    """Quiet for a full scan; its fingerprint waits to be matched."""
+    UNSTABLE = 4
+    """Unique among what is quiet: waits in the unstable table. Tag: low half of its fingerprint."""
+    ORDERED = 5
+    """A merge is under way. Tag: the frame, which is referenced already."""
+    MERGED = 6
+    """Tag: the frame."""
+    ZERO = 7
+    """Shows the zero page; tag: NO_FRAME."""
+    REHOMING = 8
+    """On the way back, because it was written (BROKEN) or is unmerged. Tag: the frame, still referenced."""
+
+
+HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING)
+VOLATILE = (State.NEW, State.WRITTEN, State.SETTLED, State.ORDERED)
+
+
+class Rmap:
+    """State and tag of each page of one space.
+
+    Attributes:
+        state: uint8, a State for each page. Change it by move() only.
+        tag: uint32, meaning by state.
+        counts: pages in each State.
+    """
+
+    def __init__(self, nr_pages: int) -> None:
+        self.nr_pages = nr_pages
+        nr_chunks = -(-nr_pages // CHUNK)
+        self.state = _column(nr_chunks * CHUNK, np.dtype(np.uint8))
+        self.tag = _column(nr_chunks * CHUNK, np.dtype(np.uint32))
+        self.counts = np.zeros(len(State), dtype=np.int64)
+        self._by_chunk = self.state.reshape(nr_chunks, CHUNK)
+        self._occupied = np.empty(0, dtype=np.int64)
+
+    @property
+    def nr_tracked(self) -> int:
+        """Pages that are not ABSENT."""
+        return int(self.counts[State.NEW :].sum())
+
+    def move(self, pages: Pages, state: State) -> None:
+        """Take pages (each named once) to a state."""
+        self.counts -= np.bincount(self.state[pages], minlength=len(State))
+        self.counts[state] += len(pages)
+        self.state[pages] = state
+
+    def track(self, pages: Pages, state: State) -> None:
+        """Take pages that were ABSENT so far to a state."""
+        chunks = np.unique(pages // CHUNK)
+        self._occupied = np.union1d(self._occupied, chunks)
+        self.move(pages, state)
+
+    def tracked(self, start: int, end: int) -> Pages:
+        """Return the tracked pages in [start, end)."""
+        low, high = np.searchsorted(self._occupied, [start // CHUNK, -(-end // CHUNK)])
+        chunks = self._occupied[low:high]
+        row, column = np.nonzero(self._by_chunk[chunks])
+        pages = chunks[row] * CHUNK + column
+        if len(pages) and (pages[0] < start or pages[-1] >= end):
+            low, high = np.searchsorted(pages, [start, end])
+            pages = pages[low:high]
+        return pages
+
+    def stop_after(self, start: int, budget: int) -> tuple[int, int]:
+        """Return (end, count): [start, end) holds count tracked pages, at most budget; end as far as it goes."""
+        first = int(np.searchsorted(self._occupied, start // CHUNK))
+        end, count = start, 0
+        while first < len(self._occupied) and count < budget:
+            last = first + max((budget - count) // CHUNK, 1)
+            chunks = self._occupied[first:last]
+            end = (int(chunks[-1]) + 1) * CHUNK
+            pages = self.tracked(max(start, int(chunks[0]) * CHUNK), end)
+            if count + len(pages) > budget:
+                return int(pages[budget - count]), budget
+            count += len(pages)
+            first = last
+        if first >= len(self._occupied):
+            end = self.nr_pages
+        return min(end, self.nr_pages), count
+
+    def clear(self) -> None:
+        """Forget every page."""
+        self.move(self.tracked(0, self.nr_pages), State.ABSENT)
+        self._occupied = np.empty(0, dtype=np.int64)
+
+
+def _column(length: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    """Return a zeroed column that takes memory only where it is written."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    memory = mmap.mmap(-1, max(length * dtype.itemsize, 1), flags=flags)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype)[:length]

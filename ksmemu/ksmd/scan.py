@@ -1,0 +1,93 @@
+"""The cursor: pages_to_scan pages at a time through every mm_slot, round and round.
+
+harvest ▶ checksum ▶ match ▶ merge. A page is read only when it was not written for one full scan, and not
+again until it is written: the cost of a scan follows what was written, not what exists.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from ksmemu.ksmd import merge, rehome
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import Places, places
+from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.table import Fingerprints
+
+log = logging.getLogger(__name__)
+
+SLICE_PAGES = 8192
+"""Most pages between two looks at the sockets: bounds how long a dead worker's frames are kept."""
+CANDIDATES = 32768
+"""Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
+
+
+class Scan:
+    """Where the scan is, and what it has found but not matched yet."""
+
+    def __init__(self, domain: Domain, tracker: Tracker) -> None:
+        self._domain = domain
+        self._tracker = tracker
+        self._slot: MmSlot | None = None
+        self._page = 0
+        self._where: list[Places] = []
+        self._fingerprints: list[Fingerprints] = []
+        self._nr_candidates = 0
+
+    def step(self, budget: int) -> tuple[int, bool]:
+        """Scan up to budget pages of one space.
+
+        Returns:
+            (pages, ended): how many pages were passed, and whether a full scan ended with them.
+        """
+        slots = list(self._domain.slots.values())
+        if self._slot not in slots:
+            self._slot, self._page = slots[0], 0
+        slot = self._slot
+        end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
+        try:
+            self._scan(slot, self._page, end)
+        except OSError as error:
+            # It is dying (its pidfd will tell), or it took back what it handed over: its own loss.
+            log.info("space %d passed over: %s", slot.id, error)
+            end = slot.nr_pages
+        self._domain.stats.pages_scanned += count
+        self._page = end
+        if self._nr_candidates >= CANDIDATES:
+            self.flush()
+        if end < slot.nr_pages:
+            return count, False
+        after = slots.index(slot) + 1
+        self._slot, self._page = (slots[after] if after < len(slots) else None), 0
+        return count, self._slot is None
+
+    def flush(self) -> None:
+        """Match and order what has been found so far."""
+        if self._nr_candidates:
+            where, fingerprints = np.concatenate(self._where), np.concatenate(self._fingerprints)
+            self._where, self._fingerprints, self._nr_candidates = [], [], 0
+            merge.merge(self._domain, where, fingerprints)
+
+    def restart(self) -> None:
+        """Begin at the first space again, with nothing found."""
+        self._slot = None
+        self._where, self._fingerprints, self._nr_candidates = [], [], 0
+
+    def _scan(self, slot: MmSlot, start: int, end: int) -> None:
+        domain = self._domain
+        if domain.owner[slot.id].is_stalled():
+            return
+        settled = harvest(self._tracker, slot, start, end)
+        if len(settled):
+            fingerprints = domain.checksum.pages(slot, settled)
+            slot.rmap.move(settled, State.SETTLED)
+            self._where.append(places(slot.id, settled))
+            self._fingerprints.append(fingerprints)
+            self._nr_candidates += len(settled)
+        broken = find_broken(slot, start, end)
+        domain.stats.pages_broken += len(broken)
+        rehome.order(domain, slot, broken)

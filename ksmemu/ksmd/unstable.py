@@ -1,0 +1,55 @@
+"""Step 3a: pages that are quiet and unique so far, by fingerprint.
+
+The kernel empties its unstable tree every full scan, because the pages in it may have changed unseen. Here
+a write is seen: a page that was written has left the state UNSTABLE, and its entry is dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.table import Fingerprints, FingerprintTable
+
+_LOW_HALF = np.uint64((1 << 32) - 1)
+
+
+class Unstable:
+    """Finds waiting pages by fingerprint."""
+
+    def __init__(self, slots: Mapping[int, MmSlot]) -> None:
+        self._slots = slots
+        self._table = FingerprintTable(self._is_alive)
+
+    def add(self, fingerprints: Fingerprints, where: Places) -> None:
+        """Let pages wait."""
+        for slot_id, index in by_slot(where):
+            rmap, pages = self._slots[slot_id].rmap, pages_of(where[index])
+            rmap.move(pages, State.UNSTABLE)
+            rmap.tag[pages] = fingerprints[index] & _LOW_HALF
+        self._table.add(fingerprints, where)
+
+    def waiting(self, fingerprints: Fingerprints) -> tuple[npt.NDArray[np.int64], Places]:
+        """Return (index, place): the pages that wait with fingerprints[index]."""
+        return self._table.find(fingerprints)
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        self._table.clear()
+
+    def _is_alive(self, fingerprints: Fingerprints, where: Places) -> npt.NDArray[np.bool_]:
+        alive = np.zeros(len(where), dtype=np.bool_)
+        for slot_id, index in by_slot(where):
+            slot = self._slots.get(slot_id)
+            if slot is None:
+                continue
+            pages = pages_of(where[index])
+            alive[index] = (slot.rmap.state[pages] == State.UNSTABLE) & (
+                slot.rmap.tag[pages] == (fingerprints[index] & _LOW_HALF)
+            )
+        return alive

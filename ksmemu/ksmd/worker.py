@@ -1,0 +1,99 @@
+"""One attached process: its sockets, its descriptors, the orders it has not answered yet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu import wire
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.pool import Frames
+from ksmemu.ksmd.ranges import Pages
+
+log = logging.getLogger(__name__)
+
+STALLED_SECONDS = 0.25
+"""A worker that owes an answer for so long (stopped, swapped out) is not waited for until it answers."""
+
+
+@dataclass(slots=True)
+class Order:
+    """An order under way: which pages it names, and for a merge which frames they are to show.
+
+    `live` is cleared for pages that the worker itself unmapped or unmerged meanwhile.
+    """
+
+    slot: MmSlot
+    kind: wire.OrderKind
+    pages: Pages
+    frames: Frames
+    live: npt.NDArray[np.bool_]
+    sent_at: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A process that has joined; known by its pidfd, which alone says whether it is dead."""
+
+    pid: int
+    uid: int
+    pidfd: int
+    control: socket.socket
+    order: socket.socket
+    pagemap: int
+    slots: list[MmSlot] = field(default_factory=list)
+    orders: dict[int, Order] = field(default_factory=dict)
+    outgoing: deque[bytes] = field(default_factory=deque)
+    mappings: int = 0
+    """Mappings of the process: counted, plus what was ordered since."""
+
+    def send(self, order_id: int, order: Order, message: bytes) -> None:
+        """Send an order, or keep it until the socket has room."""
+        order.sent_at = time.monotonic()
+        self.orders[order_id] = order
+        self.outgoing.append(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits; what does not fit goes on waiting."""
+        while self.outgoing:
+            try:
+                self.order.send(self.outgoing[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            except OSError:  # it is going: its pidfd says when it is gone
+                self.outgoing.clear()
+                return
+            self.outgoing.popleft()
+
+    def is_stalled(self) -> bool:
+        """Whether the oldest order waits for an answer for too long."""
+        if not self.orders:
+            return False
+        oldest = next(iter(self.orders.values()))
+        return time.monotonic() - oldest.sent_at > STALLED_SECONDS
+
+    def count_mappings(self) -> int:
+        """Count the mappings of the process as they are now; 0 when it is gone."""
+        try:
+            self.mappings = Path(f"/proc/{self.pid}/maps").read_bytes().count(b"\n")
+        except (FileNotFoundError, ProcessLookupError):
+            self.mappings = 0
+        return self.mappings
+
+    def close(self) -> None:
+        """Close every descriptor of this worker and its spaces."""
+        for slot in self.slots:
+            slot.close()
+        self.control.close()
+        self.order.close()
+        os.close(self.pagemap)
+        os.close(self.pidfd)

@@ -1,0 +1,369 @@
+"""An address space: real memory at fixed addresses, ordinary until it is advised.
+
+Until the first advice there is nothing here but anonymous memory: no object, no descriptor, no thread.
+The first advice moves the advised range into the space's own object and joins ksmd. Addresses stay, so
+arrays and views over them stay valid through merge, write and unmerge.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu import _core, room, shared_object
+from ksmemu.mm import maps
+from ksmemu.mm.attach import Attachment, attach
+from ksmemu.mm.vma import Flags, Vma, VmaMap
+from ksmemu.intervals import IntervalMap
+from ksmemu.units import PAGE_SIZE, Range, pages_for
+
+MADV_MERGEABLE = 12
+MADV_UNMERGEABLE = 13
+
+spaces: weakref.WeakSet[AddressSpace] = weakref.WeakSet()
+"""All address spaces of this process."""
+
+_ADDRESS_LIMIT = 1 << 64
+
+
+class ForkWarning(RuntimeWarning):
+    """A process with an advised address space forks: the child does not get that memory."""
+
+
+def _error(number: int, text: str) -> OSError:
+    return OSError(number, f"{os.strerror(number)}: {text}")
+
+
+class AddressSpace:
+    """`size` bytes of address range in which memory can be mapped, advised and merged.
+
+    Args:
+        size: bytes, rounded up to whole pages.
+        name: for error messages only.
+        instance: directory of the ksmd to join on the first advice; None: the default one.
+        noreserve: allow a size beyond memory, for a space that stays mostly empty (MAP_NORESERVE).
+
+    Raises:
+        ValueError: size is not positive.
+        OSError: ENOMEM: neither memory nor the address range could hold it; nothing was changed.
+
+    Not for memory that is pinned: a page that a device writes to (O_DIRECT, RDMA, vfio) must not be
+    mergeable, because a device does not fault.
+
+    Thread-safe. After close() every method raises ValueError. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        name: str | None = None,
+        instance: str | os.PathLike[str] | None = None,
+        noreserve: bool = False,
+    ) -> None:
+        self._closed = True
+        if size <= 0:
+            raise ValueError(f"the size of an address space must be positive, not {size}")
+        self.size = pages_for(size) * PAGE_SIZE
+        self.name = name
+        self._lock = threading.RLock()
+        if self.size > room.memory_bytes() and not noreserve:
+            raise _error(errno.ENOMEM, f"{size} bytes are beyond what memory can hold")
+        self._instance = instance
+        self.start = _core.reserve(self.size)
+        self._closed = False
+        self._vmas = VmaMap()
+        self._memories: weakref.WeakSet[_core.Memory] = weakref.WeakSet()
+        self._attachment: Attachment | None = None
+        self._id = -1
+        self._own = -1
+        self._own_inode = -1
+        spaces.add(self)
+
+    # ---- mapping ---------------------------------------------------------------------------------
+
+    def mmap(self, length: int, address: int | None = None) -> int:
+        """Map `length` bytes of zeroed memory and return where.
+
+        Args:
+            length: rounded up to whole pages.
+            address: page-aligned, with nothing mapped there; None: the first gap that fits.
+
+        Raises:
+            OSError: EINVAL: length not positive or address misaligned. EEXIST: something is mapped there.
+                ENOMEM: no such gap, or outside the space. Nothing was changed.
+        """
+        from ksmemu.mm import madvise  # noqa: PLC0415 - it imports this module
+
+        with self._lock:
+            self._check_open()
+            if length <= 0:
+                raise _error(errno.EINVAL, f"mmap of {length} bytes")
+            size = pages_for(length) * PAGE_SIZE
+            at = self._gap(size) if address is None else address
+            self._check_aligned(at)
+            if not self.start <= at <= at + size <= self.start + self.size:
+                raise _error(errno.ENOMEM, f"[{at:#x}, +{size}) is outside the address space")
+            if self._vmas.overlapping(at, at + size):
+                raise _error(errno.EEXIST, f"[{at:#x}, +{size}) is mapped in part")
+            _core.map_ordinary(at, size)
+            self._vmas.put(at, at + size, Flags())
+            if madvise.get_memory_merge():
+                self.madvise(at, size, MADV_MERGEABLE)
+            return at
+
+    def munmap(self, address: int, length: int) -> None:
+        """Take [address, address + length) away; what is not mapped there is passed over.
+
+        Raises:
+            OSError: EINVAL: misaligned, length not positive, or outside the space.
+            BufferError: a view of it is alive. Nothing was changed.
+        """
+        with self._lock:
+            self._check_open()
+            self._check_aligned(address)
+            end = address + pages_for(length) * PAGE_SIZE
+            if length <= 0 or not self.start <= address < end <= self.start + self.size:
+                raise _error(errno.EINVAL, f"munmap of [{address:#x}, +{length})")
+            self._check_no_views(address, end)
+            for vma in self._vmas.overlapping(address, end):
+                self._vmas.put(vma.start, vma.end, None)
+                if vma.value.own and self._attachment is not None:
+                    self._attachment.agent.unmap(
+                        self._id, vma.start, vma.end, self._vmas.mergeable()
+                    )
+                else:
+                    _core.map_nothing(vma.start, len(vma))
+
+    # ---- bytes -----------------------------------------------------------------------------------
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy of the bytes at an address; OSError EFAULT where not all of it is mapped."""
+        return bytes(self.view(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes at an address; OSError EFAULT where not all of it is mapped: nothing was written."""
+        source = memoryview(data).cast("B")
+        self.view(address, len(source))[:] = source
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a writable view of real memory; the space cannot be closed while one is alive.
+
+        Raises:
+            OSError: EFAULT: not all of it is mapped.
+        """
+        with self._lock:
+            self._check_open()
+            mapped = sum(len(vma) for vma in self._vmas.overlapping(address, address + length))
+            if length < 0 or mapped != length:
+                raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full")
+            memory = _core.Memory(address, length, self)
+            self._memories.add(memory)
+            return memoryview(memory)
+
+    def ndarray(
+        self, shape: int | Sequence[int], dtype: npt.DTypeLike, address: int | None = None
+    ) -> npt.NDArray[np.generic]:
+        """Return an array over real memory, mapped anew unless `address` says where it lies."""
+        dtype = np.dtype(dtype)
+        length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if address is None:
+            address = self.mmap(max(length, 1))
+        return np.ndarray(shape, dtype, buffer=self.view(address, length))
+
+    def blocks_bytes(self) -> int:
+        """Return what the own object holds of the host's memory now (st_blocks); 0 before advice."""
+        with self._lock:
+            self._check_open()
+            return os.fstat(self._own).st_blocks * 512 if self._own >= 0 else 0
+
+    # ---- advice ----------------------------------------------------------------------------------
+
+    def madvise(self, address: int, length: int, advice: int) -> int:
+        """Advise [address, address + length) as madvise(2) does for MADV_MERGEABLE and MADV_UNMERGEABLE.
+
+        The length is rounded up to whole pages. MADV_MERGEABLE moves ordinary memory into the own object
+        (advise before filling, and there is nothing to move). MADV_UNMERGEABLE returns when every page of
+        the range is the worker's own again.
+
+        Returns:
+            0, as the kernel does; also where there is nothing to do.
+
+        Raises:
+            OSError: EINVAL: misaligned, unknown advice, or the range wraps. ENOMEM: part of the range is
+                not mapped; the mapped parts were advised. EAGAIN: no memory to move or to unmerge; what
+                could not be advised is as it was.
+            NotRunningError, KernelLacksError: there is no ksmd, or it cannot work here; nothing changed.
+        """
+        with self._lock:
+            self._check_open()
+            if advice not in (MADV_MERGEABLE, MADV_UNMERGEABLE):
+                raise _error(errno.EINVAL, f"advice {advice}")
+            self._check_aligned(address)
+            end = address + pages_for(length) * PAGE_SIZE
+            if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
+                raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
+            vmas = self._vmas.overlapping(address, end)
+            for vma in vmas:
+                if advice == MADV_MERGEABLE and not vma.value.mergeable:
+                    self._advise(vma)
+                elif advice == MADV_UNMERGEABLE and vma.value.mergeable:
+                    self._unadvise(vma)
+            if sum(len(vma) for vma in vmas) != end - address:
+                raise _error(errno.ENOMEM, f"[{address:#x}, +{length}) is not mapped in full")
+            return 0
+
+    def _advise(self, vma: Vma) -> None:
+        attachment = self._attached()
+        self._vmas.put(vma.start, vma.end, Flags(mergeable=True, own=True))
+        advised = self._vmas.mergeable()
+        done, error = attachment.agent.advise(
+            self._id, vma.start, vma.end, not vma.value.own, advised
+        )
+        if error:
+            self._vmas.put(vma.start, done, Flags(own=True))
+            self._vmas.put(done, vma.end, vma.value)
+            raise _error(errno.EAGAIN, f"madvise: {os.strerror(error)}: advised before {done:#x}")
+
+    def _unadvise(self, vma: Vma) -> None:
+        agent = self._attached().agent
+        before = self._vmas.mergeable()
+        needed = sum(len(part) for part in self._merged(vma))
+        if needed > room.object_bytes(self._own):
+            raise _error(errno.EAGAIN, f"no room for the {needed} bytes that unmerging needs")
+        self._vmas.put(vma.start, vma.end, Flags(own=True))
+        agent.withdraw(self._id, self._vmas.mergeable())
+        merged = self._merged(vma)  # nothing merges in the range any more: this stays so
+        try:
+            for part in merged:
+                agent.rehome(self._id, part.start, part.end)
+        except OSError as error:
+            self._advise_again(vma, merged, before)
+            raise _error(errno.EAGAIN, f"madvise: {error.strerror}: still mergeable") from None
+        agent.unadvised(self._id, vma.start, vma.end)
+
+    def _advise_again(self, vma: Vma, merged: list[Range], advised: bytes) -> None:
+        """Undo the withdrawal; what was rehomed by then is new to ksmd."""
+        agent = self._attached().agent
+        self._vmas.put(vma.start, vma.end, vma.value)
+        rehomed = IntervalMap[bool]()
+        for part in merged:
+            rehomed.put(part.start, part.end, True)
+        for part in self._merged(vma):
+            rehomed.put(part.start, part.end, None)
+        for item in rehomed:
+            agent.unadvised(self._id, item.start, item.end)
+            agent.advise(self._id, item.start, item.end, False, advised)
+        agent.withdraw(self._id, advised)
+
+    def _merged(self, vma: Vma) -> list[Range]:
+        return maps.not_of(self._own_inode, vma.start, vma.end)
+
+    def _attached(self) -> Attachment:
+        if self._attachment is None:
+            own = shared_object.create(self.size, self.size)
+            try:
+                self._attachment, self._id = attach(self._instance, self.start, self.size, own)
+            except BaseException:
+                os.close(own)
+                raise
+            self._own, self._own_inode = own, os.fstat(own).st_ino
+        return self._attachment
+
+    def madvise_all(self, advice: int) -> None:
+        """Advise everything that is mapped; errors as madvise(), what came before is done."""
+        with self._lock:
+            for vma in list(self._vmas):
+                self.madvise(vma.start, len(vma), advice)
+
+    @property
+    def is_advised(self) -> bool:
+        """Whether any part was ever advised: then a ksmd knows this space."""
+        return self._attachment is not None
+
+    # ---- end -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Unmap everything and leave ksmd; closing twice is no error.
+
+        Raises:
+            BufferError: a view or an array over the memory is alive; nothing was changed.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._check_no_views(self.start, self.start + self.size)
+            self._closed = True
+            if self._attachment is not None:
+                self._attachment.agent.remove_space(self._id)
+                self._attachment.leave()
+            _core.unreserve(self.start, self.size)
+            spaces.discard(self)
+
+    def __enter__(self) -> AddressSpace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.start:#x}, +{self.size}"
+        return f"<AddressSpace {self.name or ''}[{state}]>"
+
+    # ---- checks ----------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this address space is closed")
+
+    @staticmethod
+    def _check_aligned(address: int) -> None:
+        if address % PAGE_SIZE:
+            raise _error(errno.EINVAL, f"address {address:#x} is not page-aligned")
+
+    def _check_no_views(self, start: int, end: int) -> None:
+        for memory in self._memories:
+            if memory.exports and memory.address < end and start < memory.address + memory.length:
+                raise BufferError("a view of this memory is alive")
+
+    def _gap(self, size: int) -> int:
+        at = self._vmas.gap(size, self.start, self.start + self.size)
+        if at is None:
+            raise _error(errno.ENOMEM, f"no gap of {size} bytes in the address space")
+        return at
+
+
+def _warn_before_fork() -> None:
+    if any(space.is_advised for space in spaces):
+        warnings.warn(
+            "fork with an advised AddressSpace: it is closed in the child", ForkWarning, stacklevel=2
+        )
+
+
+def _close_in_child() -> None:
+    # Advised memory is not mapped in the child (MADV_DONTFORK), ordinary memory is, copied on write.
+    for space in list(spaces):
+        space._lock = threading.RLock()  # noqa: SLF001 - a thread of the parent may have held it
+        if space.is_advised:
+            space._closed = True  # noqa: SLF001 - same module
+            spaces.discard(space)
+
+
+os.register_at_fork(before=_warn_before_fork, after_in_child=_close_in_child)

@@ -1,0 +1,37 @@
+"""The VMAs inside an address space: what is mapped where, and what was advised.
+
+They split and join as the kernel's do when advice changes (the RFC's handle_vmas).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ksmemu.intervals import Interval, IntervalMap
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What is the same all over one VMA."""
+
+    mergeable: bool = False
+    """VM_MERGEABLE: the last advice."""
+    own: bool = False
+    """In the own object. False: ordinary memory, never advised so far."""
+
+
+Vma = Interval[Flags]
+
+
+class VmaMap(IntervalMap[Flags]):
+    """All VMAs of one address space, by address."""
+
+    def mergeable(self) -> bytes:
+        """Return the mergeable ranges as pairs of uint64, as the core takes them."""
+        ranges = IntervalMap[bool]()
+        for vma in self:
+            if vma.value.mergeable:
+                ranges.put(vma.start, vma.end, True)
+        return np.array([(item.start, item.end) for item in ranges], dtype=np.uint64).tobytes()

@@ -1,0 +1,105 @@
+"""Orders and reports between ksmd and agents: core/wire.h in Python. A test compares the two.
+
+The order socket carries one message a datagram, in native byte order. Pages are counted from the start of
+the space. The control socket carries JSON, with descriptors beside it.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import socket
+import struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu import _core
+
+VERSION: Final = _core.WIRE_VERSION
+ORDER_MAX_PAGES: Final = _core.ORDER_MAX_PAGES
+FRAME_ZERO: Final = (1 << 64) - 1
+"""The frame of a run of zeros: the kernel's zero page, not the pool."""
+
+ORDER: Final = struct.Struct("=IIQII")
+"""kind, space, id, epoch, nr_runs; runs follow."""
+REPORT: Final = struct.Struct("=IIQIIQ")
+"""kind, space, id, epoch, nr_spans, frozen_ns; spans follow."""
+RUN: Final = np.dtype([("page", "u8"), ("frame", "u8"), ("nr_pages", "u4"), ("join", "u4")])
+SPAN: Final = np.dtype([("page", "u8"), ("nr_pages", "u8"), ("error", "i4"), ("reserved", "u4")])
+REPORT_MAX_BYTES: Final = REPORT.size + ORDER_MAX_PAGES * SPAN.itemsize
+
+CONTROL_MAX_BYTES: Final = 4096
+CONTROL_MAX_FDS: Final = 4
+
+
+class OrderKind(enum.IntEnum):
+    MERGE = 1
+    REHOME = 2
+
+
+class ReportKind(enum.IntEnum):
+    OUTCOME = 1
+    ADVISED = 2
+    UNADVISED = 3
+    UNMAPPED = 4
+    CLOSED = 5
+
+
+class WireError(ValueError):
+    """The other side sent something that is not of the protocol."""
+
+
+def pack_order(
+    kind: OrderKind, space: int, order_id: int, epoch: int, runs: npt.NDArray[np.void]
+) -> bytes:
+    """Return the message of an order; `runs` is of dtype RUN."""
+    return ORDER.pack(kind, space, order_id, epoch, len(runs)) + runs.tobytes()
+
+
+def unpack_report(
+    message: bytes,
+) -> tuple[ReportKind, int, int, int, int, npt.NDArray[np.void]]:
+    """Return kind, space, order id, epoch, frozen_ns and spans (dtype SPAN); WireError on garbage."""
+    if len(message) < REPORT.size or (len(message) - REPORT.size) % SPAN.itemsize:
+        raise WireError(f"a report of {len(message)} bytes")
+    kind, space, order_id, epoch, nr_spans, frozen_ns = REPORT.unpack_from(message)
+    spans = np.frombuffer(message, SPAN, offset=REPORT.size)
+    if len(spans) != nr_spans:
+        raise WireError(f"a report of {nr_spans} spans that holds {len(spans)}")
+    try:
+        return ReportKind(kind), space, order_id, epoch, frozen_ns, spans
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+def send_control(sock: socket.socket, body: dict[str, object], fds: tuple[int, ...] = ()) -> None:
+    """Send one control message with descriptors beside it."""
+    socket.send_fds(sock, [json.dumps(body).encode()], list(fds))
+
+
+def receive_control(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
+    """Receive one control message: its body and the descriptors, now the caller's.
+
+    Raises:
+        EOFError: the other side is gone. WireError: garbage; its descriptors are closed.
+    """
+    message, fds, flags, _ = socket.recv_fds(
+        sock, CONTROL_MAX_BYTES, CONTROL_MAX_FDS, socket.MSG_CMSG_CLOEXEC
+    )
+    try:
+        if not message:
+            raise EOFError
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError("a control message that is too long")
+        body = json.loads(message)
+        if not isinstance(body, dict):
+            raise WireError("a control message that is no object")
+    except BaseException as error:
+        for fd in fds:
+            socket.close(fd)
+        if isinstance(error, (UnicodeDecodeError, json.JSONDecodeError, RecursionError)):
+            raise WireError("a control message that is no JSON") from None
+        raise
+    return body, fds
