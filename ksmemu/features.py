@@ -37,10 +37,10 @@ class Feature:
     remedy: str
     """How to get it; empty when it is there."""
 
-    def line(self) -> str:
-        """Return the facility in one line, as `ksmemu check` says it."""
+    def __str__(self) -> str:
+        """Name, what follows, and how to get it."""
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.name}: {'yes' if self.ok else 'no'}: {self.consequence}{remedy}"
+        return f"{self.name}: {self.consequence}{remedy}"
 
 
 @functools.cache
@@ -57,21 +57,21 @@ def probe() -> tuple[Feature, ...]:
             "needs CONFIG_USERFAULTFD, and a container whose seccomp profile allows userfaultfd(2)",
         ),
         _feature(
-            "userfaultfd: write-protect shared memory",
+            "write-protect of shared memory",
             bits & _PAGEFAULT_FLAG_WP != 0 and bits & _WP_HUGETLBFS_SHMEM != 0,
             "writers of one page can be held off",
             "nothing can be merged",
             "needs Linux 5.19 or later",
         ),
         _feature(
-            "userfaultfd: WP_UNPOPULATED",
+            "WP_UNPOPULATED",
             bits & _WP_UNPOPULATED != 0,
             "pages that are not mapped yet are held too",
             "a first write could be missed, so nothing can be merged",
             "needs Linux 6.4 or later",
         ),
         _feature(
-            "userfaultfd: WP_ASYNC",
+            "WP_ASYNC",
             bits & _WP_ASYNC != 0,
             "the kernel records which pages are written",
             "checksums find out what is written: scanning costs more",
@@ -85,9 +85,9 @@ def probe() -> tuple[Feature, ...]:
             "needs Linux 6.7 or later",
         ),
         _feature(
-            "privilege: kernel-mode faults",
+            "privilege",
             problem is None and not user_mode_only,
-            "a system call that writes into a held page waits, as any writer",
+            "a system call may write into a held page: it waits",
             "a system call that writes into a page in the microseconds it is held gets EFAULT",
             "sysctl vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd, or root",
         ),
@@ -100,8 +100,8 @@ def required(features: Iterable[Feature]) -> list[Feature]:
     """Return what is missing and makes ksmemu impossible; empty if all is well."""
     needed = (
         "userfaultfd",
-        "userfaultfd: write-protect shared memory",
-        "userfaultfd: WP_UNPOPULATED",
+        "write-protect of shared memory",
+        "WP_UNPOPULATED",
     )
     return [feature for feature in features if feature.name in needed and not feature.ok]
 
@@ -109,13 +109,13 @@ def required(features: Iterable[Feature]) -> list[Feature]:
 def require() -> None:
     """Return if ksmemu can work here; KernelLacksError has the text of `ksmemu check` otherwise."""
     if missing := required(probe()):
-        raise KernelLacksError("\n".join(feature.line() for feature in missing))
+        raise KernelLacksError("\n".join(f"no  {feature}" for feature in missing))
 
 
 def tracker() -> Literal["written", "checksum"]:
     """Return how to learn what was written: by the kernel's record, or by comparing checksums."""
     present = {feature.name for feature in probe() if feature.ok}
-    return "written" if {"userfaultfd: WP_ASYNC", "PAGEMAP_SCAN"} <= present else "checksum"
+    return "written" if {"WP_ASYNC", "PAGEMAP_SCAN"} <= present else "checksum"
 
 
 def _feature(name: str, ok: bool, if_yes: str, if_no: str, remedy: str) -> Feature:  # noqa: FBT001 (the answer)
@@ -167,7 +167,7 @@ def _mapping_budget() -> Feature:
     return _feature(
         "vm.max_map_count",
         limit >= _DEFAULT_MAP_COUNT,
-        f"{limit} mappings a process: that many runs of pages can be merged",
+        f"{limit} mappings a process, one for each merged run",
         f"only {limit} mappings a process: pages beyond that budget stay unmerged",
         "sysctl vm.max_map_count=262144",
     )

@@ -37,7 +37,7 @@ _COUNTERS = (
     ),
     Counter(
         "general_profit",
-        "bytes saved, less the kernel's 64 bytes of metadata a page; may be negative",
+        "bytes saved, less metadata; may be negative",
         "(pages_sharing + ksm_zero_pages) * PAGE_SIZE - tracked * 64",
     ),
 )
@@ -45,13 +45,13 @@ _COUNTERS = (
 _STATS = (
     Counter(
         "pages_over_budget",
-        "pages left unmerged to stay below vm.max_map_count",
+        "left unmerged to stay below vm.max_map_count",
         "0 when no worker is near it",
     ),
     Counter("pages_broken", "copies on write found so far", "never falls"),
     Counter("pages_rehomed", "pages brought back to their own object so far", "never falls"),
     Counter("merges", "pages merged so far", "never falls"),
-    Counter("verify_refusals", "pages that differed from their frame under freeze", "never falls"),
+    Counter("verify_refusals", "pages that differed when compared frozen", "never falls"),
     Counter("freeze_max_ns", "longest time a page was frozen, in nanoseconds", "never falls"),
     Counter("workers", "processes attached", "connections that registered a space"),
     Counter("spaces", "address spaces registered", "one per mm_slot"),

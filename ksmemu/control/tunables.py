@@ -67,15 +67,13 @@ def within(lowest: int, highest: int = U32_MAX) -> Callable[[str], int]:
 
 
 _TABLE = (
-    Tunable(
-        "run", 0, "0 stop, keep merged pages; 1 merge; 2 stop and unmerge everything", within(0, 2)
-    ),
+    Tunable("run", 0, "0 stop; 1 merge; 2 stop and unmerge", within(0, 2)),
     Tunable("pages_to_scan", 100, "pages per wake-up of ksmd", parse_u32),
     Tunable("sleep_millisecs", 20, "sleep between two batches, in milliseconds", parse_u32),
     Tunable(
         "max_page_sharing",
         256,
-        "most mappings of one frame; fixed while pages are shared",
+        "mappings of a frame; fixed while pages shared",
         within(2),
     ),
     Tunable("use_zero_pages", 0, "merge all-zero pages with the zero page", parse_bool),

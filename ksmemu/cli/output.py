@@ -1,0 +1,31 @@
+"""How figures are shown: sizes, aligned lines of at most 80 columns, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+import click
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+_NAME_WIDTH = 17
+_VALUE_WIDTH = 14
+
+
+def size(nr_bytes: int) -> str:
+    """Return an amount of memory for people: `1.9 GiB`."""
+    if abs(nr_bytes) < 1024:
+        return f"{nr_bytes} B"
+    power = min((abs(nr_bytes).bit_length() - 1) // 10, len(_UNITS))
+    return f"{nr_bytes / 1024**power:.1f} {_UNITS[power - 1]}"
+
+
+def echo_lines(rows: Iterable[tuple[str, object, str]]) -> None:
+    """Print a line per (name, value, meaning)."""
+    for name, value, meaning in rows:
+        click.echo(f"{name:<{_NAME_WIDTH}} {value:>{_VALUE_WIDTH}}  {meaning}".rstrip())
+
+
+def echo_json(figures: Mapping[str, object]) -> None:
+    """Print one JSON object on one line."""
+    click.echo(json.dumps(figures))

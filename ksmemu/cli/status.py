@@ -1,0 +1,53 @@
+"""`ksmemu status`: what is saved, and every figure behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from ksmemu.cli.options import directory_option, json_option
+from ksmemu.cli.output import echo_json, echo_lines, size
+from ksmemu.control.counters import COUNTERS, STATS
+from ksmemu.control.ksmd import connect
+from ksmemu.control.tunables import TUNABLES
+from ksmemu.units import PAGE_SIZE
+
+
+@click.command()
+@directory_option
+@json_option
+def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click passes it by name)
+    """Show the memory saved, then counters and tunables."""
+    with connect(directory) as ksmd:
+        tunables = {name: ksmd.read(name) for name in TUNABLES}
+        counters, stats = ksmd.counters(), ksmd.stats()
+        place, pid = str(ksmd.directory), ksmd.pid
+    saved_bytes = (counters["pages_sharing"] + counters["ksm_zero_pages"]) * PAGE_SIZE
+    if as_json:
+        echo_json(
+            {
+                "saved_bytes": saved_bytes,
+                "directory": place,
+                "pid": pid,
+                "tunables": tunables,
+                "counters": counters,
+                "stats": stats,
+            }
+        )
+        return
+    click.echo(f"{size(saved_bytes)} saved")
+    click.echo(f"ksmd {pid} serves {place}")
+    echo_lines(_rows(tunables | counters | stats))
+    if over := stats["pages_over_budget"]:
+        click.echo(
+            f"\n{size(over * PAGE_SIZE)} stay unmerged because a worker is near its limit of\n"
+            "mappings: sysctl vm.max_map_count=262144 makes room."
+        )
+
+
+def _rows(values: dict[str, int]) -> Iterator[tuple[str, object, str]]:
+    for table in (TUNABLES, COUNTERS, STATS):
+        yield "", "", ""
+        for name, entry in table.items():
+            yield name, values[name], entry.meaning

@@ -1,0 +1,17 @@
+"""`ksmemu stop`: end a ksmd."""
+
+from __future__ import annotations
+
+import click
+
+from ksmemu.cli.options import directory_option
+from ksmemu.control.ksmd import connect
+
+
+@click.command()
+@directory_option
+def stop(directory: str | None) -> None:
+    """Stop ksmd and wait until it has gone; what is merged stays merged."""
+    with connect(directory) as ksmd:
+        ksmd.stop()
+        click.echo(f"ksmd {ksmd.pid} has stopped")
