@@ -130,6 +130,11 @@ class Daemon:
 
     # ---- stores ------------------------------------------------------------------------------------
 
+    def set(self, name: str, value: int) -> None:
+        """Give a tunable its value before anybody is served."""
+        self._control.store(name, value)
+        self.store(name, value)
+
     def store(self, name: str, value: int) -> None:
         """Obey a store into a control file.
 

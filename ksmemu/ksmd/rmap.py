@@ -22,6 +22,9 @@ from ksmemu.ksmd.ranges import Pages
 CHUNK = 512
 """Pages a chunk: the books of a chunk without a tracked page are never looked at."""
 
+_MAP_NORESERVE = 0x4000
+"""Source: <asm-generic/mman.h>; the mmap module has it from Python 3.12 on."""
+
 NO_FRAME = (1 << 32) - 1
 """Tag of a page that shows the kernel's zero page and has no frame (use_zero_pages)."""
 
@@ -123,7 +126,7 @@ class Rmap:
 
 def _column(length: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
     """Return a zeroed column that takes memory only where it is written."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     memory = mmap.mmap(-1, max(length * dtype.itemsize, 1), flags=flags)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype)[:length]
