@@ -122,7 +122,13 @@ def checksum_pages(fd: int, pages: ReadableBuffer, seed: int, out: WriteableBuff
     """
 
 def fill_frames(
-    fd: int, pages: ReadableBuffer, pool: WriteableBuffer, frames: ReadableBuffer, seed: int, out: WriteableBuffer, /
+    fd: int,
+    pages: ReadableBuffer,
+    pool: int,
+    frames: ReadableBuffer,
+    seed: int,
+    out: WriteableBuffer,
+    /,
 ) -> None:
     """Copy pages of an object to frames of the pool; write the fingerprint of each frame to `out`.
 

@@ -49,6 +49,31 @@ static int read_row(int fd, unsigned char *to, uint64_t page, size_t nr)
 	return 0;
 }
 
+/* pwrite() until the row is complete. Whole pages: the kernel need not zero them first. */
+static int write_row(int fd, const unsigned char *from, uint64_t page, size_t nr)
+{
+	size_t size = nr << KSMEMU_PAGE_SHIFT, done = 0;
+
+	while (done < size) {
+		ssize_t put = pwrite(fd, from + done, size - done,
+				     (off_t)((page << KSMEMU_PAGE_SHIFT) + done));
+
+		if (put < 0 && errno == EINTR)
+			continue;
+		if (put <= 0)
+			return put < 0 ? -errno : -ENOSPC;
+		done += (size_t)put;
+	}
+	return 0;
+}
+
+static void hash_row(const unsigned char *rows, size_t nr, uint64_t seed, uint64_t *ret)
+{
+	for (size_t i = 0; i < nr; i++)
+		ret[i] = XXH3_64bits_withSeed(rows + (i << KSMEMU_PAGE_SHIFT), KSMEMU_PAGE_SIZE,
+					      seed);
+}
+
 int ksmemu_checksum_pages(int fd, const uint64_t *pages, size_t nr, uint64_t seed, uint64_t *ret)
 {
 	_Alignas(64) unsigned char buffer[READ_PAGES << KSMEMU_PAGE_SHIFT];
@@ -59,31 +84,26 @@ int ksmemu_checksum_pages(int fd, const uint64_t *pages, size_t nr, uint64_t see
 
 		if (error)
 			return error;
-		for (size_t k = 0; k < n; k++)
-			ret[i + k] = XXH3_64bits_withSeed(buffer + (k << KSMEMU_PAGE_SHIFT),
-							  KSMEMU_PAGE_SIZE, seed);
+		hash_row(buffer, n, seed, ret + i);
 		i += n;
 	}
 	return 0;
 }
 
-int ksmemu_fill_frames(int fd, const uint64_t *pages, unsigned char *pool, size_t pool_bytes,
-		       const uint64_t *frames, size_t nr, uint64_t seed, uint64_t *ret)
+int ksmemu_fill_frames(int fd, const uint64_t *pages, int pool, const uint64_t *frames, size_t nr,
+		       uint64_t seed, uint64_t *ret)
 {
+	_Alignas(64) unsigned char buffer[READ_PAGES << KSMEMU_PAGE_SHIFT];
+
 	for (size_t i = 0; i < nr;) {
 		size_t n = row(pages + i, frames + i, nr - i, READ_PAGES);
-		unsigned char *to;
-		int error;
+		int error = read_row(fd, buffer, pages[i], n);
 
-		if (frames[i] + n > pool_bytes >> KSMEMU_PAGE_SHIFT)
-			return -EINVAL;
-		to = pool + (frames[i] << KSMEMU_PAGE_SHIFT);
-		error = read_row(fd, to, pages[i], n);
-		if (error) /* the kernel could not fault the frame in: the pool's file system is full */
-			return error == -EFAULT ? -ENOSPC : error;
-		for (size_t k = 0; k < n; k++)
-			ret[i + k] = XXH3_64bits_withSeed(to + (k << KSMEMU_PAGE_SHIFT),
-							  KSMEMU_PAGE_SIZE, seed);
+		if (!error)
+			error = write_row(pool, buffer, frames[i], n);
+		if (error)
+			return error;
+		hash_row(buffer, n, seed, ret + i);
 		i += n;
 	}
 	return 0;

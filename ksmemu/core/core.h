@@ -174,13 +174,12 @@ int ksmemu_checksum_pages(int fd, const uint64_t *pages, size_t nr, uint64_t see
 /**
  * ksmemu_fill_frames() - copy pages of an object to frames of the pool, and fingerprint the frames
  * @fd: the object
- * @pool: the pool, mapped writable (ksmd alone has that)
- * @pool_bytes: its size
+ * @pool: the pool, writable (ksmd alone has that)
  * @ret: fingerprint of what each frame now holds
- * Return: 0 or -errno; -EINVAL: a frame outside the pool; -ENODATA as above; -ENOSPC: pool full.
+ * Return: 0 or -errno; -ENODATA as above; -ENOSPC: no room for the pool, some frames are filled.
  */
-int ksmemu_fill_frames(int fd, const uint64_t *pages, unsigned char *pool, size_t pool_bytes,
-		       const uint64_t *frames, size_t nr, uint64_t seed, uint64_t *ret);
+int ksmemu_fill_frames(int fd, const uint64_t *pages, int pool, const uint64_t *frames, size_t nr,
+		       uint64_t seed, uint64_t *ret);
 
 /** ksmemu_punch() - give [offset, offset + size) of an object back to the host; it reads as zeros */
 int ksmemu_punch(int object, off_t offset, size_t size);

@@ -387,24 +387,23 @@ static PyObject *py_checksum_pages(PyObject *self, PyObject *args)
 
 static PyObject *py_fill_frames(PyObject *self, PyObject *args)
 {
-	Py_buffer pages, pool, frames, out;
+	Py_buffer pages, frames, out;
 	unsigned long long seed;
-	int fd, error;
+	int fd, pool, error;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "iy*w*y*Kw*", &fd, &pages, &pool, &frames, &seed, &out))
+	if (!PyArg_ParseTuple(args, "iy*iy*Kw*", &fd, &pages, &pool, &frames, &seed, &out))
 		return NULL;
 	if (frames.len != pages.len || out.len != pages.len)
 		error = -EINVAL;
 	else
-		NOGIL(error = ksmemu_fill_frames(fd, pages.buf, pool.buf, (size_t)pool.len,
-						 frames.buf, (size_t)pages.len / sizeof(uint64_t),
-						 seed, out.buf));
+		NOGIL(error = ksmemu_fill_frames(fd, pages.buf, pool, frames.buf,
+						 (size_t)pages.len / sizeof(uint64_t), seed,
+						 out.buf));
 	PyBuffer_Release(&pages);
-	PyBuffer_Release(&pool);
 	PyBuffer_Release(&frames);
 	PyBuffer_Release(&out);
-	return done_or_fail(error, "pread");
+	return done_or_fail(error, "pwrite");
 }
 
 static PyObject *py_punch(PyObject *self, PyObject *args)

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import struct
+import time
 
 import numpy as np
 
@@ -115,6 +116,7 @@ def report(domain: Domain, worker: Worker) -> None:
     message = worker.order.recv(wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
     if not message:
         raise EOFError
+    worker.heard_at = time.monotonic()
     kind, space_id, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
     slot = domain.slots.get(space_id)
     if slot is None or domain.owner[space_id] is not worker:

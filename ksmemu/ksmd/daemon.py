@@ -152,6 +152,7 @@ class Daemon:
             self._domain.max_page_sharing = value
         elif name == "use_zero_pages":
             self._domain.use_zero_pages = bool(value)
+        self._publish()  # before the file shows that the store was obeyed
 
     def _set_run(self, value: int) -> None:
         if value == UNMERGE:

@@ -6,7 +6,6 @@ was punched. Workers hold a descriptor that cannot write.
 
 from __future__ import annotations
 
-import mmap
 import os
 
 import numpy as np
@@ -38,7 +37,6 @@ class Pool:
         self.nr_frames = os.sysconf("SC_PHYS_PAGES")
         self.nr_bytes = self.nr_frames * PAGE_SIZE
         self._fd = shared_object.create(self.nr_bytes, needed=PAGE_SIZE)
-        self._memory = mmap.mmap(self._fd, self.nr_bytes)
         # Nobody opens it for writing again, not even through /proc/self/fd of the read-only one.
         self._read_only = shared_object.open_read_only(self._fd)
         os.fchmod(self._fd, 0)
@@ -52,7 +50,6 @@ class Pool:
 
     def close(self) -> None:
         """Forget the pool; it lives as long as somebody maps a frame."""
-        self._memory.close()
         os.close(self._fd)
         os.close(self._read_only)
 
@@ -86,7 +83,7 @@ class Pool:
         """
         found = np.empty(len(pages), dtype=np.uint64)
         _core.fill_frames(
-            own, pages.astype(np.uint64), self._memory, frames.astype(np.uint64), seed, found
+            own, pages.astype(np.uint64), self._fd, frames.astype(np.uint64), seed, found
         )
         return found
 

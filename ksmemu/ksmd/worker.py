@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -52,6 +53,8 @@ class Worker:
     slots: list[MmSlot] = field(default_factory=list)
     orders: dict[int, Order] = field(default_factory=dict)
     outgoing: deque[bytes] = field(default_factory=deque)
+    heard_at: float = 0.0
+    """When its last report came (CLOCK_MONOTONIC)."""
     mappings: int = 0
     """Mappings of the process: counted, plus what was ordered since."""
 
@@ -75,11 +78,15 @@ class Worker:
             self.outgoing.popleft()
 
     def is_stalled(self) -> bool:
-        """Whether the oldest order waits for an answer for too long."""
+        """Whether it owes answers and has given none for too long; an answer not read yet is one."""
         if not self.orders:
             return False
-        oldest = next(iter(self.orders.values()))
-        return time.monotonic() - oldest.sent_at > STALLED_SECONDS
+        since = max(next(iter(self.orders.values())).sent_at, self.heard_at)
+        if time.monotonic() - since <= STALLED_SECONDS:
+            return False
+        poll = select.poll()
+        poll.register(self.order, select.POLLIN)
+        return not poll.poll(0)
 
     def count_mappings(self) -> int:
         """Count the mappings of the process as they are now; 0 when it is gone."""
