@@ -49,6 +49,6 @@ def error_from_errno(number: int, text: str) -> KsmError:
         errno.EOPNOTSUPP: KernelLacksError,
     }
     kind = kinds.get(number, KsmError)
-    error = kind.__new__(kind)
+    error = kind.__new__(kind, number, text)
     OSError.__init__(error, number, text)  # the text is complete: nothing to put together again
     return error

@@ -1,0 +1,48 @@
+"""The demonstration, as `make demo` runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+PAGE_SIZE = 4096
+
+
+def run_demo(*arguments: str) -> str:
+    start = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "ksmemu", "demo", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert time.monotonic() - start < 30
+    return ran.stdout
+
+
+def test_the_demo_saves_memory_and_gives_it_back():
+    before = set(os.listdir("/dev/shm"))
+    text = run_demo("--json")
+    assert text.count("\n") == 1
+    figures = json.loads(text)
+    memory = figures["memory"]
+    assert figures["ok"] is True
+    assert figures["pages_sharing"] >= 0.95 * figures["pages_mergeable"]
+    assert figures["saved_bytes"] >= 0.9 * figures["pages_sharing"] * PAGE_SIZE
+    assert memory["unmerged"]["own"] == memory["loaded"]["own"]
+    frames_bytes = figures["pages_shared"] * PAGE_SIZE  # those of zeros hold no memory
+    assert 0.99 * frames_bytes <= memory["merged"]["pool"] <= frames_bytes
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_pipe_gets_plain_lines_of_80_columns():
+    text = run_demo()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "all is as it was" in text
