@@ -25,6 +25,9 @@ from ksmemu.control.tunables import TUNABLES
 from ksmemu.errors import KsmError, error_from_errno
 from ksmemu.instance import Instance
 
+MODULE = "ksmemu.ksmd"
+"""What a scanner process runs."""
+
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 
@@ -48,7 +51,7 @@ def launch(
     command = [
         sys.executable,
         "-m",
-        "ksmemu.ksmd",
+        MODULE,
         "--dir",
         os.fspath(instance.directory),
         *settings,

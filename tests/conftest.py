@@ -1,0 +1,85 @@
+"""Fixtures for real processes, and the check that nothing is left behind (I5), after every test."""
+
+import gc
+import os
+import threading
+
+import pytest
+
+from ksmemu import Ksmd
+from ksmemu.control import launch
+from tests.support import procmaps
+from tests.support.processes import Worker
+
+
+def pytest_report_header():
+    return f"kernel {os.uname().release}, uid {os.geteuid()}, {os.cpu_count()} cores"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    """Shared memory, descriptors, processes, threads and mappings of ours are as before the test."""
+    gc.collect()
+    before = _inventory()
+    yield
+    gc.collect()
+    after = _inventory()
+    left = {name: after[name] - before[name] for name in after if after[name] - before[name]}
+    assert not left, f"left behind: {left}"
+
+
+def _inventory():
+    pid = os.getpid()
+    fds = procmaps.descriptors(pid)
+    return {
+        "shared memory": procmaps.shm_names(),
+        "descriptors": {(fd, what) for fd, what in fds.items() if "/proc/" not in what},
+        "children": procmaps.children(pid),
+        "threads": {thread.name for thread in threading.enumerate()},
+        "mappings": {
+            (m.start, m.end)
+            for m in procmaps.mappings(pid)
+            if "/dev/shm/" in m.path or "memfd:ksmemu" in m.path
+        },
+    }
+
+
+@pytest.fixture
+def start_ksmd(tmp_path, monkeypatch):
+    """Start a ksmd in a directory of the test: start_ksmd(run=1, …); `broken` takes a step out of it."""
+    started = []
+
+    def start(broken=None, module=None, **tunables):
+        if broken:
+            monkeypatch.setenv("KSMEMU_BREAK", broken)
+        if module:
+            monkeypatch.setattr(launch, "MODULE", module)
+        ksmd = Ksmd(tmp_path / f"ksmd{len(started)}", **tunables)
+        monkeypatch.delenv("KSMEMU_BREAK", raising=False)
+        started.append(ksmd)
+        return ksmd
+
+    yield start
+    for ksmd in started:
+        ksmd.close()
+
+
+@pytest.fixture
+def ksmd(start_ksmd):
+    """A ksmd that scans everything at once, as fast as it can."""
+    return start_ksmd(run=1, pages_to_scan=1_000_003, sleep_millisecs=1)
+
+
+@pytest.fixture
+def start_worker(ksmd):
+    """Start a worker that finds the test's ksmd by itself."""
+    started = []
+
+    def start(break_step=None):
+        worker = Worker(ksmd.directory, break_step)
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.close()

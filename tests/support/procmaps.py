@@ -1,0 +1,137 @@
+"""The oracle: what the kernel says of a process, read without the code under test."""
+
+import os
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+_PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
+
+
+@dataclass(frozen=True)
+class Mapping:
+    start: int
+    end: int
+    perms: str
+    offset: int
+    inode: int
+    path: str
+
+    @property
+    def pages(self):
+        return (self.end - self.start) // PAGE
+
+
+def mappings(pid, start=0, end=1 << 64):
+    """Return the mappings of a process in [start, end), clipped."""
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        bounds, perms, offset, _, inode, *path = line.split(maxsplit=5)
+        low, high = (int(part, 16) for part in bounds.split("-"))
+        if high <= start or low >= end:
+            continue
+        shift = max(start - low, 0)
+        found.append(
+            Mapping(
+                max(low, start),
+                min(high, end),
+                perms,
+                int(offset, 16) + shift,
+                int(inode),
+                path[0] if path else "",
+            )
+        )
+    return found
+
+
+def private_pages(pid, start, end):
+    """Return the addresses of pages that are private copies (present or swapped, not of a file)."""
+    found = []
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(start // PAGE * 8)
+        entries = pagemap.read((end - start) // PAGE * 8)
+    for index, (entry,) in enumerate(struct.iter_unpack("=Q", entries)):
+        if entry & (_PRESENT | _SWAPPED) and not entry & _FILE:
+            found.append(start + index * PAGE)
+    return found
+
+
+@dataclass
+class Recount:
+    """What the mappings of some spaces say: I2 and I4 compare the books with it."""
+
+    own: int = 0
+    """Pages mapped shared from an own object."""
+    zero: int = 0
+    """Pages mapped from nothing, private: the zero page, or a copy over it."""
+    frames: Counter = None
+    """(pool inode, frame) -> pages whose mapping names it."""
+    broken: int = 0
+
+    @property
+    def merged(self):
+        return sum(self.frames.values())
+
+
+def recount(spaces):
+    """Count the pages of advised spaces, each (pid, start, end), by what is really mapped."""
+    result = Recount(frames=Counter())
+    for pid, start, end in spaces:
+        for mapping in mappings(pid, start, end):
+            if mapping.perms.startswith("---"):
+                continue
+            if "s" in mapping.perms:
+                result.own += mapping.pages
+            elif mapping.inode == 0:
+                result.zero += mapping.pages
+                continue
+            else:
+                first = mapping.offset // PAGE
+                for index in range(mapping.pages):
+                    result.frames[mapping.inode, first + index] += 1
+                result.broken += len(private_pages(pid, mapping.start, mapping.end))
+    return result
+
+
+def smaps_rollup(pid):
+    """Return the fields of smaps_rollup in bytes."""
+    fields = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, *_ = line.split()
+        fields[name.rstrip(":")] = int(value) * 1024
+    return fields
+
+
+def descriptors(pid):
+    """Return what each descriptor of a process is."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def threads(pid):
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def children(pid):
+    """Return the pids of the living children of a process."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found |= {int(child) for child in (task / "children").read_text().split()}
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def shm_names():
+    try:
+        return set(os.listdir("/dev/shm"))
+    except FileNotFoundError:
+        return set()
