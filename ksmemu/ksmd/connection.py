@@ -60,8 +60,12 @@ def join(control: socket.socket, pool: int, pool_bytes: int, *, tracks: bool) ->
             os.close(fd)
         raise
     worker = Worker(pid, uid, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
-    worker.count_mappings()
-    wire.send_control(control, {"pool_bytes": pool_bytes, "tracks": tracks}, (pool,))
+    try:
+        worker.count_mappings()
+        wire.send_control(control, {"pool_bytes": pool_bytes, "tracks": tracks}, (pool,))
+    except BaseException:
+        worker.close()
+        raise
     return worker
 
 

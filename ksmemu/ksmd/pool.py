@@ -107,14 +107,15 @@ class Pool:
         which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
         self.nr_refs -= int(counts.sum())
         self.refs[which] -= counts.astype(np.uint32)
-        self.discard(which[self.refs[which] == 0])
+        gone = which[self.refs[which] == 0]
+        self.nr_used -= len(gone)
+        self.discard(gone)
 
     def discard(self, frames: Frames) -> None:
         """Give frames that nobody references back to the host; ascending."""
-        self.nr_used = int(np.count_nonzero(self.refs[: self._high]))
-        self.is_fresh[frames] = False
         if not len(frames):
             return
+        self.is_fresh[frames] = False
         breaks = np.flatnonzero(np.diff(frames) != 1) + 1
         for run in np.split(frames, breaks):
             # SAFE: no mapping names these frames: every page that did was rehomed, or its process is gone.

@@ -32,7 +32,7 @@ class Scan:
     def __init__(self, domain: Domain, tracker: Tracker) -> None:
         self._domain = domain
         self._tracker = tracker
-        self._slot: MmSlot | None = None
+        self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
         self._page = 0
         self._where: list[Places] = []
         self._fingerprints: list[Fingerprints] = []
@@ -44,10 +44,10 @@ class Scan:
         Returns:
             (pages, ended): how many pages were passed, and whether a full scan ended with them.
         """
-        slots = list(self._domain.slots.values())
-        if self._slot not in slots:
-            self._slot, self._page = slots[0], 0
-        slot = self._slot
+        slot = self._next_slot()
+        if slot is None:
+            self._slot_id = self._page = 0
+            return 0, True
         end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
         try:
             self._scan(slot, self._page, end)
@@ -61,9 +61,19 @@ class Scan:
             self.flush()
         if end < slot.nr_pages:
             return count, False
-        after = slots.index(slot) + 1
-        self._slot, self._page = (slots[after] if after < len(slots) else None), 0
-        return count, self._slot is None
+        self._slot_id, self._page = slot.id + 1, 0
+        if self._next_slot() is None:
+            self._slot_id = 0
+        return count, self._slot_id == 0
+
+    def _next_slot(self) -> MmSlot | None:
+        """Return the space at the cursor, or the next one where that one has gone."""
+        for slot_id, slot in self._domain.slots.items():
+            if slot_id >= self._slot_id:
+                if slot_id > self._slot_id:
+                    self._slot_id, self._page = slot_id, 0
+                return slot
+        return None
 
     def flush(self) -> None:
         """Match and order what has been found so far."""
@@ -74,7 +84,7 @@ class Scan:
 
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""
-        self._slot = None
+        self._slot_id = self._page = 0
         self._where, self._fingerprints, self._nr_candidates = [], [], 0
 
     def _scan(self, slot: MmSlot, start: int, end: int) -> None:
