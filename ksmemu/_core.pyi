@@ -4,7 +4,13 @@ Addresses, offsets and sizes are in bytes and page-aligned; ranges are half-open
 pairs of native uint64 (start, end). Errors are OSError with the errno and the name of the system call.
 """
 
-from _typeshed import ReadableBuffer, WriteableBuffer
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+_Readable: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.generic]
+_Writeable: TypeAlias = bytearray | memoryview | npt.NDArray[np.generic]
 
 ORDER_MAX_PAGES: int
 WINDOW_PAGES: int
@@ -59,7 +65,7 @@ class Agent:
         """Drop all mappings of a space but its reservation, close its own object, tell ksmd."""
 
     def advise(
-        self, space: int, start: int, end: int, adopt: bool, advised: ReadableBuffer, /
+        self, space: int, start: int, end: int, adopt: bool, advised: _Readable, /
     ) -> tuple[int, int]:
         """Make [start, end) mergeable; with `adopt`, move it from ordinary memory to the own object first.
 
@@ -70,7 +76,7 @@ class Agent:
             (done, errno): errno 0 on success. [start, done) is in the own object, [done, end) is as before.
         """
 
-    def withdraw(self, space: int, advised: ReadableBuffer, /) -> None:
+    def withdraw(self, space: int, advised: _Readable, /) -> None:
         """Refuse merges outside `advised` from now on; orders under way for the space become stale."""
 
     def rehome(self, space: int, start: int, end: int, /) -> None:
@@ -83,7 +89,7 @@ class Agent:
     def unadvised(self, space: int, start: int, end: int, /) -> None:
         """Stop recording writes to [start, end), all of it OWN, and tell ksmd."""
 
-    def unmap(self, space: int, start: int, end: int, advised: ReadableBuffer, /) -> None:
+    def unmap(self, space: int, start: int, end: int, advised: _Readable, /) -> None:
         """Take [start, end) out of the space: its bytes are gone, ksmd is told."""
 
 def harvest(pagemap: int, start: int, end: int, /) -> bytearray:
@@ -111,7 +117,7 @@ def find_private(pagemap: int, start: int, end: int, /) -> bytearray:
 def data_extents(fd: int, start: int, end: int, /) -> bytearray:
     """Return where an object holds data, as ranges of offsets (lseek SEEK_DATA)."""
 
-def checksum_pages(fd: int, pages: ReadableBuffer, seed: int, out: WriteableBuffer, /) -> None:
+def checksum_pages(fd: int, pages: _Readable, seed: int, out: _Writeable, /) -> None:
     """Write the seeded XXH3 of each page of an object to `out`.
 
     Args:
@@ -123,11 +129,11 @@ def checksum_pages(fd: int, pages: ReadableBuffer, seed: int, out: WriteableBuff
 
 def fill_frames(
     fd: int,
-    pages: ReadableBuffer,
+    pages: _Readable,
     pool: int,
-    frames: ReadableBuffer,
+    frames: _Readable,
     seed: int,
-    out: WriteableBuffer,
+    out: _Writeable,
     /,
 ) -> None:
     """Copy pages of an object to frames of the pool; write the fingerprint of each frame to `out`.

@@ -149,12 +149,12 @@ def _has_pagemap_scan() -> bool:
 
 def _shared_memory_room() -> Feature:
     try:
-        room = os.statvfs("/dev/shm")  # noqa: S108 (the mount is what is asked about)
+        room = os.statvfs("/dev/shm")
         free_bytes = room.f_bavail * room.f_frsize
     except OSError:
         free_bytes = 0
     return _feature(
-        "/dev/shm room",  # noqa: S108 (a name to print)
+        "/dev/shm room",
         free_bytes >= _ROOM_BYTES,
         f"{free_bytes >> 20} MiB free for address spaces",
         f"{free_bytes >> 20} MiB free: larger address spaces are made of a memfd",

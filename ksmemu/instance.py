@@ -115,9 +115,7 @@ class Instance:
             ForeignInstanceError: the directory belongs to another user.
         """
         with contextlib.suppress(FileNotFoundError), self._opened() as directory:
-            pid_fd = os.open(
-                "ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
-            )
+            pid_fd = os.open("ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 return _holder(pid_fd)
             finally:
@@ -171,9 +169,7 @@ class Instance:
     def _opened(self) -> Iterator[int]:
         """Yield a descriptor of the directory, once it is known that only this user can fill it."""
         try:
-            directory = os.open(
-                self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
+            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except NotADirectoryError:
             if self.directory.is_symlink():
                 raise KsmError(
@@ -236,9 +232,7 @@ class Claim:
 
     def redirect_stderr(self) -> None:
         """Send the standard error of this process to ksmd.log, at its end."""
-        log = os.open(
-            self.instance.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
+        log = os.open(self.instance.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         sys.stderr.flush()
         os.dup2(log, 2)
         os.close(log)
@@ -258,9 +252,7 @@ class Claim:
         if self._pid_fd < 0:
             return
         self.clear()
-        self.instance.pid_file.unlink(
-            missing_ok=True
-        )  # under the lock: a new claim makes a new file
+        self.instance.pid_file.unlink(missing_ok=True)  # under the lock: a new claim makes a new file
         os.close(self._pid_fd)
         self._pid_fd = -1
         if self._created and set(os.listdir(self.instance.directory)) <= {"ksmd.log"}:

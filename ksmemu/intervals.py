@@ -51,16 +51,11 @@ class IntervalMap(Generic[V]):
             return
         first = max(bisect_right(self._starts, start) - 1, 0)
         last = bisect_right(self._starts, end)
-        new: list[Interval[V]] = []
-        for item in self._items[first:last]:
-            if item.start < start:
-                new.append(Interval(item.start, min(item.end, start), item.value))
-        if value is not None:
-            new.append(Interval(start, end, value))
-        for item in self._items[first:last]:
-            if item.end > end:
-                new.append(Interval(max(item.start, end), item.end, item.value))
-        new = self._joined(new)
+        touched = self._items[first:last]
+        before = [Interval(i.start, min(i.end, start), i.value) for i in touched if i.start < start]
+        after = [Interval(max(i.start, end), i.end, i.value) for i in touched if i.end > end]
+        here = [] if value is None else [Interval(start, end, value)]
+        new = self._joined([*before, *here, *after])
         self._items[first:last] = new
         self._starts[first:last] = [item.start for item in new]
 

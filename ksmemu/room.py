@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -16,9 +17,9 @@ def memory_bytes() -> int:
     return min(fields["MemAvailable"] + fields["SwapFree"], _cgroup_bytes())
 
 
-def _cgroup_bytes() -> float:
+def _cgroup_bytes() -> int:
     """Return the room that the tightest memory.max above this process leaves (cgroup v2)."""
-    room = float("inf")
+    room = sys.maxsize
     with open("/proc/self/cgroup", encoding="utf-8") as lines:
         paths = [line.rstrip("\n")[4:] for line in lines if line.startswith("0::/")]
     for path in paths:

@@ -35,11 +35,15 @@ CONTROL_MAX_FDS: Final = 4
 
 
 class OrderKind(enum.IntEnum):
+    """What ksmd orders; see core/wire.h."""
+
     MERGE = 1
     REHOME = 2
 
 
 class ReportKind(enum.IntEnum):
+    """What an agent reports; see core/wire.h."""
+
     OUTCOME = 1
     ADVISED = 2
     UNADVISED = 3
@@ -51,9 +55,7 @@ class WireError(ValueError):
     """The other side sent something that is not of the protocol."""
 
 
-def pack_order(
-    kind: OrderKind, space: int, order_id: int, epoch: int, runs: npt.NDArray[np.void]
-) -> bytes:
+def pack_order(kind: OrderKind, space: int, order_id: int, epoch: int, runs: npt.NDArray[np.void]) -> bytes:
     """Return the message of an order; `runs` is of dtype RUN."""
     return ORDER.pack(kind, space, order_id, epoch, len(runs)) + runs.tobytes()
 

@@ -24,9 +24,7 @@ def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
     return {name: checked(name, int(value)) for name, _, value in pairs}
 
 
-def _serve(
-    directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None
-) -> None:
+def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None) -> None:
     features.require()
     with contextlib.ExitStack() as undo:
         claim = Instance.resolve(directory).claim()

@@ -5,6 +5,7 @@ harvest.py -> checksum.py -> match.py. A fingerprint is of the moment at which t
 
 from __future__ import annotations
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,7 +51,7 @@ class Checksum:
             self._threads.submit(
                 _core.checksum_pages, slot.own, numbers[low:high], self.seed, found[low:high]
             )
-            for low, high in zip(bounds[:-1], bounds[1:], strict=True)
+            for low, high in itertools.pairwise(bounds)
         ]
         for part in parts:
             part.result()

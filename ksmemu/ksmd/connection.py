@@ -1,4 +1,4 @@
-"""What workers say: they join, register spaces, report. One that talks garbage is cut off, and spoils only itself."""
+"""What workers say: they join, register spaces, report. One that talks garbage spoils only itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import socket
 import stat
 import struct
 import time
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ksmemu import wire
 from ksmemu.ksmd import merge, rehome
@@ -49,10 +51,8 @@ def join(control: socket.socket, pool: int, pool_bytes: int, *, tracks: bool) ->
             raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise WireError("an order socket that is none")
-        pid, uid, _ = _UCRED.unpack(
-            control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )
-        if os.readlink(f"/proc/self/fd/{fds[1]}") != f"/proc/{pid}/pagemap":
+        pid, uid, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
             raise WireError("a pagemap of another process")
         pidfd = _peer_pidfd(control, pid)
     except BaseException:
@@ -133,7 +133,7 @@ def report(domain: Domain, worker: Worker) -> None:
         _change(domain, slot, kind, spans)
 
 
-def _outcome(domain: Domain, worker: Worker, order_id: int, spans: np.ndarray) -> None:
+def _outcome(domain: Domain, worker: Worker, order_id: int, spans: npt.NDArray[np.void]) -> None:
     order = worker.orders.pop(order_id, None)
     if order is None:
         raise WireError(f"the outcome of order {order_id}, which is not under way")
@@ -147,7 +147,7 @@ def _outcome(domain: Domain, worker: Worker, order_id: int, spans: np.ndarray) -
         rehome.outcome(domain, order, errors)
 
 
-def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: np.ndarray) -> None:
+def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[np.void]) -> None:
     for span in spans:
         start, nr = int(span["page"]), int(span["nr_pages"])
         end = start + nr

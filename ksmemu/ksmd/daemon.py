@@ -57,7 +57,7 @@ class Daemon:
         self._wanted: dict[int, Callable[[], None]] = {}
         self._want(self._listener.fileno(), self._accept)
         self._want(self._control.fileno(), self._control.read_events)
-        self._want(self._workers.fileno(), functools.partial(self._hear, 0.0))
+        self._want(self._workers.fileno(), self._hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
 
@@ -198,6 +198,9 @@ class Daemon:
                 worker.flush()
         return bool(events)
 
+    def _hear_all(self) -> None:
+        self._hear(0.0)
+
     def _listen_to(self, fd: int, act: Callable[[], None]) -> None:
         self._heard[fd] = act
         self._workers.register(fd, select.EPOLLIN)
@@ -214,9 +217,7 @@ class Daemon:
         self._ignore(control.fileno())
         pool = self._domain.pool
         try:
-            worker = connection.join(
-                control, pool.read_only(), pool.nr_bytes, tracks=self._tracks
-            )
+            worker = connection.join(control, pool.read_only(), pool.nr_bytes, tracks=self._tracks)
         except (WireError, EOFError, OSError) as error:
             if not isinstance(error, EOFError):
                 log.warning("a client is refused: %s", error)

@@ -54,9 +54,7 @@ class Domain:
         self.use_zero_pages = False
         self._next_order = 0
 
-    def send(
-        self, slot: MmSlot, kind: wire.OrderKind, laid: Runs, pages: Pages, frames: Frames
-    ) -> None:
+    def send(self, slot: MmSlot, kind: wire.OrderKind, laid: Runs, pages: Pages, frames: Frames) -> None:
         """Send runs in as many orders as they need; pages and frames are those of the runs, in order."""
         at = 0
         for part in orders(laid):

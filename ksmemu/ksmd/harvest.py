@@ -6,6 +6,7 @@ kernels without it (before 6.7) a comparison of checksums, as the kernel's own K
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -74,10 +75,8 @@ def harvest(tracker: Tracker, slot: MmSlot, start: int, end: int) -> Pages:
     ranges = tracker.written(slot, start, end)
     states = rmap.state[pages]
     was_written = contains(ranges, pages)
-    settled = pages[(states == State.WRITTEN) & ~was_written]
-    moved = (states == State.NEW) | (
-        was_written & ((states == State.SETTLED) | (states == State.UNSTABLE))
-    )
+    settled: Pages = pages[(states == State.WRITTEN) & ~was_written]
+    moved = (states == State.NEW) | (was_written & ((states == State.SETTLED) | (states == State.UNSTABLE)))
     rmap.move(pages[moved], State.WRITTEN)
     _track_new(slot, ranges)
     return settled
@@ -103,7 +102,7 @@ def _stretches(ranges: Ranges) -> list[tuple[int, int]]:
         return []
     total = np.cumsum(ranges[:, 1] - ranges[:, 0]) >> 20
     cuts = [0, *(np.flatnonzero(np.diff(total)) + 1).tolist(), len(ranges)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def find_broken(slot: MmSlot, start: int, end: int) -> Pages:
@@ -116,4 +115,5 @@ def find_broken(slot: MmSlot, start: int, end: int) -> Pages:
     pages = rmap.tracked(start, end)
     states = rmap.state[pages]
     merged = pages[(states == State.MERGED) | (states == State.ZERO)]
-    return merged[contains(private, merged)]
+    broken: Pages = merged[contains(private, merged)]
+    return broken

@@ -167,4 +167,3 @@ def _undo_lonely(domain: Domain, frames: Frames) -> None:
         pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
         merged = pages[slot.rmap.state[pages] == State.MERGED]
         rehome.order(domain, slot, merged[np.isin(slot.rmap.tag[merged], lonely)])
-

@@ -1,4 +1,4 @@
-"""One registered address space: from its first advice until it dies, even when nothing is mergeable any more."""
+"""One registered address space: from its first advice until it dies, whatever is still mergeable."""
 
 from __future__ import annotations
 

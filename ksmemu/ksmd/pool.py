@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import _core, shared_object
+from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import NO_FRAME, _column
+from ksmemu.ksmd.rmap import NO_FRAME
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.units import PAGE_SIZE
 
@@ -40,10 +41,10 @@ class Pool:
         # Nobody opens it for writing again, not even through /proc/self/fd of the read-only one.
         self._read_only = shared_object.open_read_only(self._fd)
         os.fchmod(self._fd, 0)
-        self.refs = _column(self.nr_frames, np.dtype(np.uint32))
-        self.pending = _column(self.nr_frames, np.dtype(np.uint32))
-        self.fingerprint = _column(self.nr_frames, np.dtype(np.uint64))
-        self.is_fresh = _column(self.nr_frames, np.dtype(np.bool_))
+        self.refs = column(self.nr_frames, np.uint32)
+        self.pending = column(self.nr_frames, np.uint32)
+        self.fingerprint = column(self.nr_frames, np.uint64)
+        self.is_fresh = column(self.nr_frames, np.bool_)
         self.nr_used = 0
         self.nr_refs = 0
         self._high = 0  # no frame from here on was ever used
@@ -82,9 +83,7 @@ class Pool:
             OSError: ENOSPC: no room for the pool; ENODATA: the object is shorter than it was.
         """
         found = np.empty(len(pages), dtype=np.uint64)
-        _core.fill_frames(
-            own, pages.astype(np.uint64), self._fd, frames.astype(np.uint64), seed, found
-        )
+        _core.fill_frames(own, pages.astype(np.uint64), self._fd, frames.astype(np.uint64), seed, found)
         return found
 
     def acquire(self, frames: Frames) -> None:

@@ -1,4 +1,4 @@
-"""Arrays of half-open ranges, and the pages they stand for. Everything ascending, nothing a page at a time."""
+"""Arrays of half-open ranges, and the pages they stand for. Ascending; nothing a page at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ Ranges = npt.NDArray[np.int64]
 
 def from_core(buffer: bytearray, unit: int, origin: int = 0) -> Ranges:
     """Return what the core found, in `unit` bytes from `origin`."""
-    return (np.frombuffer(buffer, np.int64).reshape(-1, 2) - origin) // unit
+    ranges: Ranges = (np.frombuffer(buffer, np.int64).reshape(-1, 2) - origin) // unit
+    return ranges
 
 
 def expand(ranges: Ranges) -> Pages:
@@ -29,4 +30,5 @@ def contains(ranges: Ranges, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.b
     if not len(ranges):
         return np.zeros(len(numbers), dtype=np.bool_)
     at = np.searchsorted(ranges[:, 0], numbers, side="right") - 1
-    return (at >= 0) & (numbers < ranges[at, 1])
+    inside: npt.NDArray[np.bool_] = (at >= 0) & (numbers < ranges[at, 1])
+    return inside

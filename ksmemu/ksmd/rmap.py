@@ -12,18 +12,14 @@ waits there.
 from __future__ import annotations
 
 import enum
-import mmap
 
 import numpy as np
-import numpy.typing as npt
 
+from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.ranges import Pages
 
 CHUNK = 512
 """Pages a chunk: the books of a chunk without a tracked page are never looked at."""
-
-_MAP_NORESERVE = 0x4000
-"""Source: <asm-generic/mman.h>; the mmap module has it from Python 3.12 on."""
 
 NO_FRAME = (1 << 32) - 1
 """Tag of a page that shows the kernel's zero page and has no frame (use_zero_pages)."""
@@ -67,8 +63,8 @@ class Rmap:
     def __init__(self, nr_pages: int) -> None:
         self.nr_pages = nr_pages
         nr_chunks = -(-nr_pages // CHUNK)
-        self.state = _column(nr_chunks * CHUNK, np.dtype(np.uint8))
-        self.tag = _column(nr_chunks * CHUNK, np.dtype(np.uint32))
+        self.state = column(nr_chunks * CHUNK, np.uint8)
+        self.tag = column(nr_chunks * CHUNK, np.uint32)
         self.counts = np.zeros(len(State), dtype=np.int64)
         self._by_chunk = self.state.reshape(nr_chunks, CHUNK)
         self._occupied = np.empty(0, dtype=np.int64)
@@ -102,7 +98,7 @@ class Rmap:
         return pages
 
     def stop_after(self, start: int, budget: int) -> tuple[int, int]:
-        """Return (end, count): [start, end) holds count tracked pages, at most budget; end as far as it goes."""
+        """Return (end, count): [start, end) holds count tracked pages, at most budget."""
         first = int(np.searchsorted(self._occupied, start // CHUNK))
         end, count = start, 0
         while first < len(self._occupied) and count < budget:
@@ -122,11 +118,3 @@ class Rmap:
         """Forget every page."""
         self.move(self.tracked(0, self.nr_pages), State.ABSENT)
         self._occupied = np.empty(0, dtype=np.int64)
-
-
-def _column(length: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-    """Return a zeroed column that takes memory only where it is written."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    memory = mmap.mmap(-1, max(length * dtype.itemsize, 1), flags=flags)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype)[:length]

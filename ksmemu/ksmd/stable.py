@@ -1,4 +1,4 @@
-"""Step 3b: merged pages by content. More than max_page_sharing equal pages have several frames: dups of a chain."""
+"""Step 3b: merged pages by content. Above max_page_sharing a content has several frames: a chain of dups."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import _core, room, shared_object
+from ksmemu.intervals import IntervalMap
 from ksmemu.mm import maps
 from ksmemu.mm.attach import Attachment, attach
 from ksmemu.mm.vma import Flags, Vma, VmaMap
-from ksmemu.intervals import IntervalMap
 from ksmemu.units import PAGE_SIZE, Range, pages_for
 
 MADV_MERGEABLE = 12
@@ -137,9 +137,7 @@ class AddressSpace:
             for vma in self._vmas.overlapping(address, end):
                 self._vmas.put(vma.start, vma.end, None)
                 if vma.value.own and self._attachment is not None:
-                    self._attachment.agent.unmap(
-                        self._id, vma.start, vma.end, self._vmas.mergeable()
-                    )
+                    self._attachment.agent.unmap(self._id, vma.start, vma.end, self._vmas.mergeable())
                 else:
                     _core.map_nothing(vma.start, len(vma))
 
@@ -225,9 +223,7 @@ class AddressSpace:
         attachment = self._attached()
         self._vmas.put(vma.start, vma.end, Flags(mergeable=True, own=True))
         advised = self._vmas.mergeable()
-        done, error = attachment.agent.advise(
-            self._id, vma.start, vma.end, not vma.value.own, advised
-        )
+        done, error = attachment.agent.advise(self._id, vma.start, vma.end, not vma.value.own, advised)
         if error:
             self._vmas.put(vma.start, done, Flags(own=True))
             self._vmas.put(done, vma.end, vma.value)

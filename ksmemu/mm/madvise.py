@@ -50,7 +50,7 @@ def _space_of(address: int) -> AddressSpace:
     raise OSError(errno.ENOMEM, text)
 
 
-def set_memory_merge(on: bool) -> None:
+def set_memory_merge(on: bool) -> None:  # noqa: FBT001 - as the prctl
     """Make all memory of this process's address spaces mergeable, present and future; or none of it.
 
     As prctl(PR_SET_MEMORY_MERGE): turning it off unmerges all of it, also what madvise() marked.
