@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 PAGE_SIZE = 4096
 
@@ -46,3 +49,24 @@ def test_a_pipe_gets_plain_lines_of_80_columns():
     assert "\r" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert "all is as it was" in text
+
+
+@pytest.mark.parametrize("lines", [1, 4, 6])
+def test_an_interrupted_demo_leaves_nothing(tmp_path, lines):
+    """Ctrl-C goes to every process of the terminal at once; one of them says so."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "ksmemu", "demo"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with demo:
+        for _ in range(lines):
+            demo.stdout.readline()
+        os.killpg(demo.pid, signal.SIGINT)
+        _, complaint = demo.communicate(timeout=30)
+    assert demo.returncode == 1
+    assert complaint.strip() == "ksmemu: interrupted"
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,8 @@ import multiprocess
 from ksmemu.cli.demo_worker import work
 from ksmemu.errors import KsmError
 
+_END_SECONDS = 5.0
+
 
 class Crew:
     """The workers, and the pipe to each."""
@@ -21,6 +24,8 @@ class Crew:
         context = multiprocess.get_context("spawn")
         self._pipes: list[Any] = []  # multiprocess has no types
         self._processes: list[Any] = []
+        # Ctrl-C is for this process, which then closes the pipes: its children inherit the deaf ear.
+        listening = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for rank in range(nr_workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(theirs, directory, rank, files))
@@ -28,6 +33,7 @@ class Crew:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        signal.signal(signal.SIGINT, listening)
 
     @property
     def pids(self) -> list[int]:
@@ -55,4 +61,5 @@ class Crew:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join()
+            process.join(_END_SECONDS)
+            process.kill()

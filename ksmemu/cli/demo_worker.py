@@ -6,10 +6,11 @@ follow in another order. The parent computes by itself what each worker's bytes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def work(pipe: Connection[object, str], directory: str, rank: int, files: Sequen
     """
     parts = [own_data(rank), *(path.read_bytes() for path in files)]
     order = [0, *(1 + (rank + i) % len(files) for i in range(len(files)))]
-    with AddressSpace(sum(map(_padded, parts)), instance=directory) as space:
+    with (
+        contextlib.suppress(EOFError, ConnectionError),  # the parent has seen enough
+        AddressSpace(sum(map(_padded, parts)), instance=directory) as space,
+    ):
         start = space.mmap(space.size)
         space.madvise(start, space.size, MADV_MERGEABLE)
         spans = {}
@@ -53,14 +57,15 @@ def work(pipe: Connection[object, str], directory: str, rank: int, files: Sequen
             at += _padded(parts[part])
         del parts
         pipe.send("loaded")
-        for command in _commands(pipe):
-            if command == "blocks":
-                pipe.send(space.blocks_bytes())
-            elif command == "sums":
-                pipe.send([_sha256(space, *spans[part]) for part in sorted(spans)])
-            elif command == "write":
-                with space.view(*spans[1]) as view:
-                    pipe.send(write_marks(view, rank))
+        while True:
+            match pipe.recv():
+                case "blocks":
+                    pipe.send(space.blocks_bytes())
+                case "sums":
+                    pipe.send([_sha256(space, *spans[part]) for part in sorted(spans)])
+                case "write":
+                    with space.view(*spans[1]) as view:
+                        pipe.send(write_marks(view, rank))
 
 
 def _padded(data: bytes) -> int:
@@ -70,11 +75,3 @@ def _padded(data: bytes) -> int:
 def _sha256(space: AddressSpace, address: int, length: int) -> str:
     with space.view(address, length) as view:
         return hashlib.sha256(view).hexdigest()
-
-
-def _commands(pipe: Connection[object, str]) -> Iterator[str]:
-    try:
-        while True:
-            yield pipe.recv()
-    except EOFError:
-        return

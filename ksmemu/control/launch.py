@@ -35,12 +35,13 @@ _STOP_SECONDS = 10.0
 def launch(
     instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start ksmd and return it once it serves; without a lifeline it is a session of its own.
+    """Start ksmd, in a session of its own, and return it once it serves.
 
     Args:
         instance: where it is to serve.
         tunables: values other than the defaults.
-        lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end any more.
+        lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end. None: it
+            goes on without its parent.
     Raises:
         ValueError: an unknown tunable or a value it cannot have; nothing was started.
         KsmError: and its subclasses, as ksmd reported it; ksmd has gone.
@@ -66,7 +67,7 @@ def launch(
                 stdout=subprocess.DEVNULL,
                 stderr=early_stderr,  # until ksmd has a log
                 pass_fds=inherited,
-                start_new_session=lifeline is None,
+                start_new_session=True,  # Ctrl-C is for whoever started it
             )
         finally:
             os.close(ready_in_ksmd)
