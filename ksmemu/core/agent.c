@@ -150,25 +150,28 @@ static void rehome_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	note(agent, run->page, run->nr_pages, NULL, error);
 }
 
-/* Cut what is longer than a window: the piece that fits. */
-static struct ksmemu_run piece(const struct ksmemu_run *run, uint32_t from)
+/* Cut what is longer than one freeze may be: the piece that fits. */
+static struct ksmemu_run piece(const struct ksmemu_run *run, uint32_t from, uint32_t max)
 {
 	uint32_t left = run->nr_pages - from;
 
 	return (struct ksmemu_run){
 		.page = run->page + from,
 		.frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from,
-		.nr_pages = left < KSMEMU_WINDOW_PAGES ? left : KSMEMU_WINDOW_PAGES,
+		.nr_pages = left < max ? left : max,
 	};
 }
 
 static void obey_long(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		      const struct ksmemu_run *run)
 {
-	for (uint32_t from = 0; from < run->nr_pages; from += KSMEMU_WINDOW_PAGES) {
-		struct ksmemu_run part = piece(run, from);
+	bool is_rehome = agent->inbox.head.kind == KSMEMU_ORDER_REHOME;
+	uint32_t max = is_rehome ? KSMEMU_REHOME_PAGES : KSMEMU_WINDOW_PAGES;
 
-		if (agent->inbox.head.kind == KSMEMU_ORDER_REHOME)
+	for (uint32_t from = 0; from < run->nr_pages; from += max) {
+		struct ksmemu_run part = piece(run, from, max);
+
+		if (is_rehome)
 			rehome_run(agent, space, &part);
 		else
 			merge_runs(agent, space, &part, 1);
@@ -493,7 +496,7 @@ int ksmemu_agent_withdraw(struct ksmemu_agent *agent, uint32_t id,
 
 int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
 {
-	const size_t window_bytes = KSMEMU_WINDOW_PAGES << KSMEMU_PAGE_SHIFT;
+	const size_t window_bytes = KSMEMU_REHOME_PAGES << KSMEMU_PAGE_SHIFT;
 	uint64_t frozen_ns = 0;
 	int error = 0;
 

@@ -31,6 +31,9 @@
  */
 #define KSMEMU_WINDOW_PAGES 512u
 
+/* The same for rehome, which copies under freeze and so holds a page several times as long. */
+#define KSMEMU_REHOME_PAGES 128u
+
 /* Most populated pages that adopting ordinary memory copies at once: bounds what is held twice. */
 #define KSMEMU_ADOPT_PAGES 4096u
 
@@ -246,7 +249,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
  * What the addresses show is written to the own object, which is then mapped over them and armed.
  * MERGED, ZERO and BROKEN pages become OWN; OWN pages stay so.
  * Return: 0, or -errno (-ENOSPC, -ENOMEM): nothing changed.
- * Context: agent.lock held; at most KSMEMU_WINDOW_PAGES.
+ * Context: agent.lock held; at most KSMEMU_REHOME_PAGES.
  */
 int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		  uintptr_t end, uint64_t *frozen_ns);
