@@ -8,7 +8,8 @@ from ksmemu.errors import (
     KsmError,
     NotRunningError,
 )
-from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace, ForkWarning
+from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
+from ksmemu.mm.fork import ForkWarning
 from ksmemu.mm.madvise import get_memory_merge, madvise, set_memory_merge
 
 MADV_SHAREABLE = MADV_MERGEABLE

@@ -55,7 +55,7 @@ struct ksmemu_space {
 	uint32_t epoch;
 	uintptr_t start;
 	size_t size;
-	int own;		      /* the own object; page n of the space is page n of the object */
+	int own; /* the own object; page n of the space is page n of the object */
 	size_t nr_advised;
 	struct ksmemu_range *advised; /* mergeable addresses: ascending, apart from each other */
 	struct ksmemu_space *next;
@@ -65,11 +65,11 @@ struct ksmemu_space {
 struct ksmemu_agent {
 	pthread_mutex_t lock;
 	pthread_t thread;
-	int order;		    /* order socket */
-	int pool;		    /* read-only */
-	int pagemap;		    /* /proc/self/pagemap */
-	int track;		    /* userfaultfd that records writes; -1 with the checksum tracker */
-	int freeze;		    /* userfaultfd that holds writers */
+	int order;   /* order socket */
+	int pool;    /* read-only */
+	int pagemap; /* /proc/self/pagemap */
+	int track;   /* userfaultfd that records writes; -1 with the checksum tracker */
+	int freeze;  /* userfaultfd that holds writers */
 	const unsigned char *frames; /* the whole pool, read-only, to verify against */
 	size_t pool_bytes;
 	struct ksmemu_space *spaces;
@@ -214,6 +214,12 @@ bool ksmemu_space_is_advised(const struct ksmemu_space *space, uint64_t start, u
 int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_range *advised,
 			     size_t nr);
 
+/** ksmemu_space_drop() - close the own object and free the entry; the caller has unlinked it */
+void ksmemu_space_drop(struct ksmemu_space *space);
+
+/** ksmemu_spaces_drop() - the same for all spaces of an agent */
+void ksmemu_spaces_drop(struct ksmemu_agent *agent);
+
 static inline off_t ksmemu_offset(const struct ksmemu_space *space, uintptr_t address)
 {
 	return (off_t)(address - space->start);
@@ -268,7 +274,16 @@ int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr
 /** ksmemu_track() - record writes to a range of the own object from now on (the first half of arm) */
 int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
 
-/* ---- agent.c: the thread, and what the application's threads ask of it ------------------------ */
+/* ---- agent.c: the thread that takes orders ----------------------------------------------------- */
+
+/** ksmemu_serve() - body of the agent thread: take orders until ksmd is gone or talks garbage */
+void *ksmemu_serve(void *agent);
+
+/** ksmemu_report_change() - tell ksmd of a change at [start, end); agent.lock held since the change */
+void ksmemu_report_change(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			  uint32_t kind, uintptr_t start, uintptr_t end);
+
+/* ---- attach.c: join a ksmd and leave it ---------------------------------------------------------- */
 
 /**
  * ksmemu_agent_create() - join a ksmd: take its orders in a thread of our own
@@ -287,6 +302,8 @@ void ksmemu_agent_destroy(struct ksmemu_agent *agent);
 
 /** ksmemu_agent_is_alive() - whether ksmd still listens (and this is not a forked child) */
 bool ksmemu_agent_is_alive(struct ksmemu_agent *agent);
+
+/* ---- advise.c: what the application's threads ask of their agent --------------------------------- */
 
 /** ksmemu_agent_add_space() - let the agent know a space; @own is owned by the agent from here on */
 int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, size_t size,

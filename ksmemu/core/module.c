@@ -377,9 +377,8 @@ static PyObject *py_checksum_pages(PyObject *self, PyObject *args)
 	if (out.len != pages.len)
 		error = -EINVAL;
 	else
-		NOGIL(error = ksmemu_checksum_pages(fd, pages.buf,
-						    (size_t)pages.len / sizeof(uint64_t), seed,
-						    out.buf));
+		NOGIL(error = ksmemu_checksum_pages(
+			      fd, pages.buf, (size_t)pages.len / sizeof(uint64_t), seed, out.buf));
 	PyBuffer_Release(&pages);
 	PyBuffer_Release(&out);
 	return done_or_fail(error, "pread");
@@ -475,8 +474,7 @@ static PyObject *py_probe_userfaultfd(PyObject *self, PyObject *unused)
 	if (fd < 0)
 		return fail(fd, "userfaultfd");
 	close(fd);
-	return Py_BuildValue("(KO)", (unsigned long long)features,
-			     user_mode ? Py_True : Py_False);
+	return Py_BuildValue("(KO)", (unsigned long long)features, user_mode ? Py_True : Py_False);
 }
 
 static PyObject *py_probe_pagemap_scan(PyObject *self, PyObject *unused)

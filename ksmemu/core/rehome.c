@@ -120,7 +120,8 @@ static int arm_data(const struct ksmemu_agent *agent, const struct ksmemu_space 
 	while (!error && agent->track >= 0 && at < end - space->start) {
 		size_t nr;
 
-		error = ksmemu_data_extents(space->own, &at, end - space->start, found, RANGES, &nr);
+		error = ksmemu_data_extents(space->own, &at, end - space->start, found, RANGES,
+					    &nr);
 		for (size_t i = 0; !error && i < nr; i++)
 			error = ksmemu_uffd_protect(agent->track, space->start + found[i].start,
 						    found[i].end - found[i].start);

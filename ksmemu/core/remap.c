@@ -32,7 +32,8 @@ int ksmemu_unreserve(uintptr_t start, size_t size)
 int ksmemu_map_nothing(uintptr_t start, size_t size)
 {
 	/* SAFE: inside a reservation of ours; the application gave up what was here. */
-	return map_fixed(start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return map_fixed(start, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			 0);
 }
 
 int ksmemu_map_ordinary(uintptr_t start, size_t size)

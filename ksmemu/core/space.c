@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core.h"
 
@@ -45,4 +46,21 @@ int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_ran
 	space->advised = copy;
 	space->nr_advised = nr;
 	return 0;
+}
+
+void ksmemu_space_drop(struct ksmemu_space *space)
+{
+	close(space->own);
+	free(space->advised);
+	free(space);
+}
+
+void ksmemu_spaces_drop(struct ksmemu_agent *agent)
+{
+	while (agent->spaces) {
+		struct ksmemu_space *space = agent->spaces;
+
+		agent->spaces = space->next;
+		ksmemu_space_drop(space);
+	}
 }

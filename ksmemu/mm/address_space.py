@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
@@ -32,10 +31,6 @@ spaces: weakref.WeakSet[AddressSpace] = weakref.WeakSet()
 """All address spaces of this process."""
 
 _ADDRESS_LIMIT = 1 << 64
-
-
-class ForkWarning(RuntimeWarning):
-    """A process with an advised address space forks: the child does not get that memory."""
 
 
 def _error(number: int, text: str) -> OSError:
@@ -323,6 +318,13 @@ class AddressSpace:
         state = "closed" if self._closed else f"{self.start:#x}, +{self.size}"
         return f"<AddressSpace {self.name or ''}[{state}]>"
 
+    def forget_in_child(self) -> None:
+        """This is the copy of a space in a forked child, which has the memory only if it is ordinary."""
+        self._lock = threading.RLock()  # a thread of the parent may have held it
+        if self.is_advised:
+            self._closed = True
+            spaces.discard(self)
+
     # ---- checks ----------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -344,22 +346,3 @@ class AddressSpace:
         if at is None:
             raise _error(errno.ENOMEM, f"no gap of {size} bytes in the address space")
         return at
-
-
-def _warn_before_fork() -> None:
-    if any(space.is_advised for space in spaces):
-        warnings.warn(
-            "fork with an advised AddressSpace: it is closed in the child", ForkWarning, stacklevel=2
-        )
-
-
-def _close_in_child() -> None:
-    # Advised memory is not mapped in the child (MADV_DONTFORK), ordinary memory is, copied on write.
-    for space in list(spaces):
-        space._lock = threading.RLock()  # noqa: SLF001 - a thread of the parent may have held it
-        if space.is_advised:
-            space._closed = True  # noqa: SLF001 - same module
-            spaces.discard(space)
-
-
-os.register_at_fork(before=_warn_before_fork, after_in_child=_close_in_child)

@@ -110,14 +110,11 @@ def attach(
             raise
 
 
-def _forget_in_child() -> None:
-    # The memory and the thread stayed with the parent; the core has closed its descriptors.
+def forget_in_child() -> None:
+    """Forget every attachment: memory and threads stayed with the parent, the core closed its descriptors."""
     global _lock  # noqa: PLW0603 - a lock that another thread of the parent held is no use here
     _lock = threading.Lock()
     for attachment in _attachments.values():
         attachment.agent.close()
         attachment._control.close()  # noqa: SLF001 - same module
     _attachments.clear()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
