@@ -49,7 +49,7 @@ class IntervalMap(Generic[V]):
         """Let `value` hold in [start, end) instead of what held there; None: nothing holds there."""
         if start >= end:
             return
-        first = max(bisect_right(self._starts, start) - 1, 0)
+        first = max(bisect_left(self._starts, start) - 1, 0)  # the one before may touch
         last = bisect_right(self._starts, end)
         touched = self._items[first:last]
         before = [Interval(i.start, min(i.end, start), i.value) for i in touched if i.start < start]
