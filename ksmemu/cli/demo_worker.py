@@ -66,6 +66,8 @@ def work(pipe: Connection[object, str], directory: str, rank: int, files: Sequen
                 case "write":
                     with space.view(*spans[1]) as view:
                         pipe.send(write_marks(view, rank))
+                case other:
+                    raise ValueError(f"the demo does not know {other!r}")
 
 
 def _padded(data: bytes) -> int:

@@ -30,6 +30,9 @@ MADV_UNMERGEABLE = 13
 spaces: weakref.WeakSet[AddressSpace] = weakref.WeakSet()
 """All address spaces of this process."""
 
+merge_any = False
+"""Whether what is mapped from now on is mergeable (MMF_VM_MERGE_ANY); madvise.py sets it."""
+
 _ADDRESS_LIMIT = 1 << 64
 
 
@@ -96,8 +99,6 @@ class AddressSpace:
             OSError: EINVAL: length not positive or address misaligned. EEXIST: something is mapped there.
                 ENOMEM: no such gap, or outside the space. Nothing was changed.
         """
-        from ksmemu.mm import madvise  # noqa: PLC0415 - it imports this module
-
         with self._lock:
             self._check_open()
             if length <= 0:
@@ -111,7 +112,7 @@ class AddressSpace:
                 raise _error(errno.EEXIST, f"[{at:#x}, +{size}) is mapped in part")
             _core.map_ordinary(at, size)
             self._vmas.put(at, at + size, Flags())
-            if madvise.get_memory_merge():
+            if merge_any:
                 self.madvise(at, size, MADV_MERGEABLE)
             return at
 

@@ -11,9 +11,6 @@ import numpy.typing as npt
 from ksmemu.mm import address_space
 from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
 
-_merge_any = False
-"""MMF_VM_MERGE_ANY of this process."""
-
 
 def madvise(
     address_or_buffer: int | memoryview | bytearray | npt.NDArray[np.generic],
@@ -58,14 +55,13 @@ def set_memory_merge(on: bool) -> None:  # noqa: FBT001 - as the prctl
     Raises:
         OSError: as AddressSpace.madvise(); spaces before the failure are done, and the setting is unchanged.
     """
-    global _merge_any  # noqa: PLW0603 - one setting of the process, as in the kernel
-    if not on and not _merge_any:
+    if not on and not address_space.merge_any:
         return
     for space in list(address_space.spaces):
         space.madvise_all(MADV_MERGEABLE if on else MADV_UNMERGEABLE)
-    _merge_any = on
+    address_space.merge_any = on
 
 
 def get_memory_merge() -> bool:
     """Return what set_memory_merge() last set."""
-    return _merge_any
+    return address_space.merge_any
