@@ -130,10 +130,8 @@ class ControlDirectory:
                 self._obey(name, text)
             except (ValueError, OSError) as refusal:
                 reason = refusal.strerror if isinstance(refusal, OSError) else refusal
-                _log.warning(
-                    "%s: store of %r refused, it is %d: %s", name, text, file.value, reason
-                )
-        file.restore()
+                _log.warning("%s: store of %r refused, it is %d: %s", name, text, file.value, reason)
+        file.restore(content)
 
     def _obey(self, name: str, text: str) -> None:
         file = self._tunables[name]
@@ -184,19 +182,19 @@ class _ValueFile:
     def content(self) -> str:
         return os.pread(self._fd, 4096, 0).decode("ascii", "replace")
 
-    def restore(self) -> None:
-        """Show the value again where a client has written something else."""
+    def restore(self, taken: str) -> None:
+        """Show the value again in the place of what a client has written, and was taken."""
         text = value_text(self.value)
-        if os.pread(self._fd, 4096, 0) != text:
+        if self.content() != taken:
+            return  # a client has stored again: that store's own event is under way
+        if taken.encode() != text:
             os.pwrite(self._fd, text, 0)
             os.ftruncate(self._fd, len(text))  # cuts what a client wrote beyond it
 
     def is_lost(self) -> bool:
         """Whether the path no longer names this file."""
         try:
-            return not os.path.samestat(
-                os.stat(self.path, follow_symlinks=False), os.fstat(self._fd)
-            )
+            return not os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._fd))
         except OSError:
             return True
 
