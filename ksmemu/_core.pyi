@@ -39,9 +39,7 @@ class Agent:
     In a forked child it is closed, and the memory of its spaces is not mapped there.
     """
 
-    def __new__(
-        cls, order: int, pool: int, pool_bytes: int, pagemap: int, tracks: bool
-    ) -> Agent:
+    def __new__(cls, order: int, pool: int, pool_bytes: int, pagemap: int, tracks: bool) -> Agent:
         """Start the thread. The three descriptors belong to the agent from here on, also on error.
 
         Args:
@@ -64,9 +62,7 @@ class Agent:
     def remove_space(self, space: int, /) -> None:
         """Drop all mappings of a space but its reservation, close its own object, tell ksmd."""
 
-    def advise(
-        self, space: int, start: int, end: int, adopt: bool, advised: _Readable, /
-    ) -> tuple[int, int]:
+    def advise(self, space: int, start: int, end: int, adopt: bool, advised: _Readable, /) -> tuple[int, int]:
         """Make [start, end) mergeable; with `adopt`, move it from ordinary memory to the own object first.
 
         Args:

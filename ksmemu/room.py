@@ -18,20 +18,28 @@ def memory_bytes() -> int:
 
 
 def _cgroup_bytes() -> int:
-    """Return the room that the tightest memory.max above this process leaves (cgroup v2)."""
+    """Return the room that the tightest memory limit of this process's cgroups leaves (version 1 or 2)."""
     room = sys.maxsize
     with open("/proc/self/cgroup", encoding="utf-8") as lines:
-        paths = [line.rstrip("\n")[4:] for line in lines if line.startswith("0::/")]
-    for path in paths:
-        folder = Path("/sys/fs/cgroup") / path
+        groups = [line.rstrip("\n").split(":", 2) for line in lines]
+    for number, controllers, path in groups:
+        if number == "0":
+            root, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, used = (
+                "/sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        else:
+            continue
+        folder = Path(root + path)
         for group in (folder, *folder.parents):
-            try:
-                limit = (group / "memory.max").read_text()
-                used = int((group / "memory.current").read_text())
-            except FileNotFoundError:
+            if not (group / limit).exists():
                 break
-            if limit != "max\n":
-                room = min(room, max(int(limit) - used, 0))
+            allowed = (group / limit).read_text()
+            if allowed != "max\n":
+                room = min(room, max(int(allowed) - int((group / used).read_text()), 0))
     return room
 
 

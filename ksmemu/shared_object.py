@@ -32,6 +32,11 @@ def create(size: int, needed: int) -> int:
             return int(shared.fd)
     else:
         log.warning("/dev/shm has no room for %d bytes: a memfd serves", needed)
+    return create_memfd(size)
+
+
+def create_memfd(size: int) -> int:
+    """Make an object that no file system limits, only memory; errors as create()."""
     fd = os.memfd_create("ksmemu", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, size)

@@ -20,9 +20,7 @@ class Counter:
 
 
 _COUNTERS = (
-    Counter(
-        "full_scans", "full scans completed", "rises by 1 a scan; 0 again after a successful run=2"
-    ),
+    Counter("full_scans", "full scans completed", "rises by 1 a scan; 0 again after a successful run=2"),
     Counter("pages_scanned", "pages looked at so far", "never falls"),
     Counter("pages_shared", "frames of the pool in use", "frames named by at least one mapping"),
     Counter("pages_sharing", "pages saved by sharing them", "mappings of frames - pages_shared"),
@@ -32,9 +30,7 @@ _COUNTERS = (
         "pages written too often to be merged",
         "max(0, tracked - pages_shared - pages_sharing - pages_unshared)",
     ),
-    Counter(
-        "ksm_zero_pages", "pages that map the zero page", "0 unless use_zero_pages is or was 1"
-    ),
+    Counter("ksm_zero_pages", "pages that map the zero page", "0 unless use_zero_pages is or was 1"),
     Counter(
         "general_profit",
         "bytes saved, less metadata; may be negative",
@@ -55,9 +51,7 @@ _STATS = (
     Counter("freeze_max_ns", "longest time a page was frozen, in nanoseconds", "never falls"),
     Counter("workers", "processes attached", "connections that registered a space"),
     Counter("spaces", "address spaces registered", "one per mm_slot"),
-    Counter(
-        "pages_tracked", "pages of advised ranges that hold data", "what ksmd keeps books about"
-    ),
+    Counter("pages_tracked", "pages of advised ranges that hold data", "what ksmd keeps books about"),
     Counter("pool_bytes", "memory of all pools", "st_blocks of the pools * 512"),
 )
 

@@ -141,9 +141,7 @@ class RunningKsmd:
 
     def _require_alive(self) -> None:
         if self._has_ended(0):
-            raise KsmError(
-                errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}"
-            )
+            raise KsmError(errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}")
 
     def _has_ended(self, seconds: float) -> bool:
         if self._pidfd < 0:

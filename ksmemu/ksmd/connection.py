@@ -31,6 +31,10 @@ _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
 
 
+class NoRoomError(Exception):
+    """The own object lies in a file system that has no room for it."""
+
+
 def refuse(control: socket.socket, number: int, text: str) -> None:
     """Tell a client why it is not served."""
     try:
@@ -82,7 +86,7 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
     """Read a worker's request on the control socket and register the space that it hands over.
 
     Raises:
-        WireError: garbage. EOFError: the worker has closed its control socket.
+        WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
     """
     body, fds = wire.receive_control(worker.control)
     try:
@@ -99,6 +103,10 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
         own = os.fstat(fds[0])
         if not stat.S_ISREG(own.st_mode) or own.st_size < size:
             raise WireError("an own object that is none")
+        if not _has_room(domain, fds[0], size):
+            text = "the file system of the own object cannot hold all that was promised"
+            wire.send_control(worker.control, {"errno": errno.ENOSPC, "text": text})
+            raise NoRoomError(text)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -109,6 +117,16 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
     domain.slots[space_id] = slot
     domain.owner[space_id] = worker
     return slot
+
+
+def _has_room(domain: Domain, own: int, size: int) -> bool:
+    """Whether every hole of every own object in this file system could be written: else SIGBUS threatens."""
+    system = os.fstatvfs(own)
+    if not system.f_blocks:
+        return True
+    device = os.fstat(own).st_dev
+    promised = sum(slot.hole_bytes() for slot in domain.slots.values() if slot.is_on(device))
+    return promised + size <= system.f_bavail * system.f_frsize
 
 
 def report(domain: Domain, worker: Worker) -> None:

@@ -232,6 +232,8 @@ class Daemon:
     def _register(self, worker: Worker) -> None:
         try:
             connection.register(self._domain, worker, self._next_space)
+        except connection.NoRoomError as refusal:
+            log.info("pid %d: %s", worker.pid, refusal)
         except EOFError:
             self._ignore(worker.control.fileno())
             self._leave(worker)

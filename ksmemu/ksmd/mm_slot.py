@@ -29,9 +29,19 @@ class MmSlot:
     rmap: Rmap = field(init=False)
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Mergeable pages."""
+    known_surplus: int = 0
 
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
+
+    def has_unseen_data(self) -> bool:
+        """Whether the own object holds more, or less, than at the last discovery and by the books since."""
+        return self._surplus() != self.known_surplus
+
+    def _surplus(self) -> int:
+        """Return the pages that the own object holds and the books do not say so."""
+        in_books = int(self.rmap.counts[State.NEW : State.MERGED].sum())
+        return os.fstat(self.own).st_blocks * 512 // PAGE_SIZE - in_books
 
     def discover(self, start: int, end: int) -> None:
         """Track the mergeable pages of [start, end) that hold data and are not tracked yet."""
@@ -39,6 +49,16 @@ class MmSlot:
             found = _core.data_extents(self.own, part.start * PAGE_SIZE, part.end * PAGE_SIZE)
             pages = expand(from_core(found, PAGE_SIZE))
             self.rmap.track(pages[self.rmap.state[pages] == State.ABSENT], State.NEW)
+        self.known_surplus = self._surplus()  # what was advised once and is not now
+
+    def hole_bytes(self) -> int:
+        """Return how much the own object can still grow."""
+        own = os.fstat(self.own)
+        return max(self.nr_pages * PAGE_SIZE - own.st_blocks * 512, 0)
+
+    def is_on(self, device: int) -> bool:
+        """Whether the own object lies in the file system with this device number."""
+        return os.fstat(self.own).st_dev == device
 
     def close(self) -> None:
         """Close the own object."""

@@ -91,13 +91,16 @@ class Scan:
         domain = self._domain
         if domain.owner[slot.id].is_stalled():
             return
-        settled = harvest(self._tracker, slot, start, end)
+        if start == 0 and slot.has_unseen_data():
+            slot.discover(0, slot.nr_pages)
+        pages = slot.rmap.tracked(start, end)
+        settled = harvest(self._tracker, slot, pages)
         if len(settled):
             fingerprints = domain.checksum.pages(slot, settled)
             slot.rmap.move(settled, State.SETTLED)
             self._where.append(places(slot.id, settled))
             self._fingerprints.append(fingerprints)
             self._nr_candidates += len(settled)
-        broken = find_broken(slot, start, end)
+        broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
         rehome.order(domain, slot, broken)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import _core, room, shared_object
+from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.intervals import IntervalMap
 from ksmemu.mm import maps
 from ksmemu.mm.attach import Attachment, attach
@@ -209,8 +210,8 @@ class AddressSpace:
             for vma in vmas:
                 if advice == MADV_MERGEABLE and not vma.value.mergeable:
                     self._advise(vma)
-                elif advice == MADV_UNMERGEABLE and vma.value.mergeable:
-                    self._unadvise(vma)
+                elif advice == MADV_UNMERGEABLE and vma.value.mergeable and self._attachment:
+                    self._unadvise(vma, self._attachment.agent)
             if sum(len(vma) for vma in vmas) != end - address:
                 raise _error(errno.ENOMEM, f"[{address:#x}, +{length}) is not mapped in full")
             return 0
@@ -221,12 +222,12 @@ class AddressSpace:
         advised = self._vmas.mergeable()
         done, error = attachment.agent.advise(self._id, vma.start, vma.end, not vma.value.own, advised)
         if error:
+            done = max(done, vma.start)
             self._vmas.put(vma.start, done, Flags(own=True))
             self._vmas.put(done, vma.end, vma.value)
             raise _error(errno.EAGAIN, f"madvise: {os.strerror(error)}: advised before {done:#x}")
 
-    def _unadvise(self, vma: Vma) -> None:
-        agent = self._attached().agent
+    def _unadvise(self, vma: Vma, agent: _core.Agent) -> None:
         before = self._vmas.mergeable()
         needed = sum(len(part) for part in self._merged(vma))
         if needed > room.object_bytes(self._own):
@@ -238,13 +239,12 @@ class AddressSpace:
             for part in merged:
                 agent.rehome(self._id, part.start, part.end)
         except OSError as error:
-            self._advise_again(vma, merged, before)
+            self._advise_again(vma, agent, merged, before)
             raise _error(errno.EAGAIN, f"madvise: {error.strerror}: still mergeable") from None
         agent.unadvised(self._id, vma.start, vma.end)
 
-    def _advise_again(self, vma: Vma, merged: list[Range], advised: bytes) -> None:
+    def _advise_again(self, vma: Vma, agent: _core.Agent, merged: list[Range], advised: bytes) -> None:
         """Undo the withdrawal; what was rehomed by then is new to ksmd."""
-        agent = self._attached().agent
         self._vmas.put(vma.start, vma.end, vma.value)
         rehomed = IntervalMap[bool]()
         for part in merged:
@@ -260,15 +260,30 @@ class AddressSpace:
         return maps.not_of(self._own_inode, vma.start, vma.end)
 
     def _attached(self) -> Attachment:
-        if self._attachment is None:
-            own = shared_object.create(self.size, self.size)
-            try:
-                self._attachment, self._id = attach(self._instance, self.start, self.size, own)
-            except BaseException:
-                os.close(own)
+        attachment = self._attachment or self._attach()
+        if not attachment.agent.is_alive():
+            raise NotRunningError(attachment.instance.directory)
+        return attachment
+
+    def _attach(self) -> Attachment:
+        """Make the own object and let a ksmd know this space."""
+        try:
+            return self._attach_with(shared_object.create(self.size, self.size))
+        except KsmError as error:
+            if error.errno != errno.ENOSPC:
                 raise
-            self._own, self._own_inode = own, os.fstat(own).st_ino
-        return self._attachment
+        # What other spaces were promised of /dev/shm leaves too little for this one.
+        return self._attach_with(shared_object.create_memfd(self.size))
+
+    def _attach_with(self, own: int) -> Attachment:
+        try:
+            attachment, self._id = attach(self._instance, self.start, self.size, own)
+        except BaseException:
+            os.close(own)
+            raise
+        self._own, self._own_inode = own, os.fstat(own).st_ino
+        self._attachment = attachment
+        return attachment
 
     def madvise_all(self, advice: int) -> None:
         """Advise everything that is mapped; errors as madvise(), what came before is done."""
