@@ -30,26 +30,31 @@ class MmSlot:
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Mergeable pages."""
     known_surplus: int = 0
+    """Pages that the own object holds besides those in the books: advised once, and not now."""
 
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
 
     def has_unseen_data(self) -> bool:
         """Whether the own object holds more, or less, than at the last discovery and by the books since."""
-        return self._surplus() != self.known_surplus
+        return self._held() - self._in_books() != self.known_surplus
 
-    def _surplus(self) -> int:
-        """Return the pages that the own object holds and the books do not say so."""
-        in_books = int(self.rmap.counts[State.NEW : State.MERGED].sum())
-        return os.fstat(self.own).st_blocks * 512 // PAGE_SIZE - in_books
+    def _held(self) -> int:
+        """Return how many pages the own object holds now."""
+        return os.fstat(self.own).st_blocks * 512 // PAGE_SIZE
+
+    def _in_books(self) -> int:
+        """Return how many pages the own object holds by the books."""
+        return int(self.rmap.counts[State.NEW : State.MERGED].sum())
 
     def discover(self, start: int, end: int) -> None:
         """Track the mergeable pages of [start, end) that hold data and are not tracked yet."""
+        held = self._held()  # before the look: a page that comes during it shall be missed next time
         for part in self.advised.overlapping(start, end):
             found = _core.data_extents(self.own, part.start * PAGE_SIZE, part.end * PAGE_SIZE)
             pages = expand(from_core(found, PAGE_SIZE))
             self.rmap.track(pages[self.rmap.state[pages] == State.ABSENT], State.NEW)
-        self.known_surplus = self._surplus()  # what was advised once and is not now
+        self.known_surplus = held - self._in_books()
 
     def hole_bytes(self) -> int:
         """Return how much the own object can still grow."""

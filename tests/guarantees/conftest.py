@@ -6,8 +6,8 @@ from tests.support.processes import Worker
 
 
 @pytest.fixture
-def crew():
-    """Start workers: crew(ksmd), crew(ksmd, break_step)."""
+def crew_of():
+    """Start workers: crew_of(ksmd), crew_of(ksmd, break_step)."""
     started = []
 
     def start(ksmd, break_step=None):

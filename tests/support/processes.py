@@ -98,7 +98,7 @@ def _serve(connection):
             return
         try:
             answer = True, function(state, *args)
-        except BaseException:  # noqa: BLE001 - all of it belongs to the test
+        except BaseException:
             answer = False, traceback.format_exc()
         connection.send_bytes(dill.dumps(answer, recurse=True))
 

@@ -30,7 +30,7 @@ _JOIN_SECONDS = 5.0
 _GRACE_SECONDS = 12.0
 
 
-class LostWrite(AssertionError):
+class LostWriteError(AssertionError):
     """A page does not hold what was written to it last."""
 
 
@@ -62,7 +62,7 @@ class Writer(threading.Thread):
     def check(self, page):
         found = bytes(self.view[page * PAGE : (page + 1) * PAGE])
         if found != self.model[page]:
-            raise LostWrite(f"page {page}: {_difference(self.model[page], found)}")
+            raise LostWriteError(f"page {page}: {_difference(self.model[page], found)}")
 
     def turn(self):
         page = self.random.choice(self.pages)
@@ -113,7 +113,7 @@ class NumpyWriter(Writer):
         if not (found == expected).all():
             which = int(np.flatnonzero((found != expected).any(axis=1))[0])
             difference = _difference(expected[which].tobytes(), found[which].tobytes())
-            raise LostWrite(f"page {pages[which]}: {difference}")
+            raise LostWriteError(f"page {pages[which]}: {difference}")
 
     def turn(self):
         pages = self.random.sample(self.pages, 5)
