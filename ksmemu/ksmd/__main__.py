@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import sys
 
 import click
@@ -22,6 +23,12 @@ NICE = 5
 def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
     pairs = (setting.partition("=") for setting in settings)
     return {name: checked(name, int(value)) for name, _, value in pairs}
+
+
+def _raise_descriptor_limit() -> None:
+    """A worker takes four descriptors, a space one: the usual soft limit of 1024 is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None) -> None:
@@ -41,6 +48,7 @@ def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, l
         if lifeline is not None:
             daemon.stop_on(lifeline)
         os.nice(NICE)
+        _raise_descriptor_limit()
         os.write(ready, f"ready {os.getpid()}\n".encode())
         os.close(ready)
         daemon.serve()

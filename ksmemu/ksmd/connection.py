@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,6 +20,7 @@ from ksmemu.ksmd import merge, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
+from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.worker import Worker
 from ksmemu.units import PAGE_SIZE
 from ksmemu.wire import OrderKind, ReportKind, WireError
@@ -111,8 +113,11 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
         for fd in fds:
             os.close(fd)
         raise
-    slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap)
-    wire.send_control(worker.control, {"space": space_id})
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fds[0])
+        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap)
+        wire.send_control(worker.control, {"space": space_id})
+        undo.pop_all()
     worker.slots.append(slot)
     domain.slots[space_id] = slot
     domain.owner[space_id] = worker
@@ -140,27 +145,36 @@ def report(domain: Domain, worker: Worker) -> None:
         raise EOFError
     worker.heard_at = time.monotonic()
     kind, space_id, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
+    if kind is ReportKind.OUTCOME:
+        domain.stats.freeze_max_ns = max(domain.stats.freeze_max_ns, frozen_ns)
+        _outcome(domain, worker, (space_id, order_id), epoch, spans)
+        return
     slot = domain.slots.get(space_id)
     if slot is None or domain.owner[space_id] is not worker:
         raise WireError(f"a report of space {space_id}, which is not this worker's")
     slot.epoch = epoch
-    if kind is ReportKind.OUTCOME:
-        domain.stats.freeze_max_ns = max(domain.stats.freeze_max_ns, frozen_ns)
-        _outcome(domain, worker, order_id, spans)
-    else:
-        _change(domain, slot, kind, spans)
+    _change(domain, slot, kind, spans)
 
 
-def _outcome(domain: Domain, worker: Worker, order_id: int, spans: npt.NDArray[np.void]) -> None:
-    order = worker.orders.pop(order_id, None)
-    if order is None:
-        raise WireError(f"the outcome of order {order_id}, which is not under way")
+def _outcome(
+    domain: Domain, worker: Worker, named: tuple[int, int], epoch: int, spans: npt.NDArray[np.void]
+) -> None:
+    """Enter the outcome of an order, named by its space and id; the space may have been closed since."""
+    space_id, order_id = named
+    order = worker.orders.get(order_id)
+    if order is None or order.slot.id != space_id:
+        raise WireError(f"the outcome of order {order_id}, which is not under way in space {space_id}")
+    order.slot.epoch = epoch
     if int(spans["nr_pages"].astype(object).sum()) != len(order.pages):
-        worker.orders[order_id] = order
         raise WireError(f"an outcome of order {order_id} with other pages than the order's")
+    del worker.orders[order_id]
     errors = np.repeat(spans["error"], spans["nr_pages"].astype(np.int64))
     if order.kind is OrderKind.MERGE:
         merge.outcome(domain, order, errors)
+        if domain.is_unmerging:
+            states = order.slot.rmap.state[order.pages]
+            late = (states == State.MERGED) | (states == State.ZERO)
+            rehome.order(domain, order.slot, order.pages[late])
     else:
         rehome.outcome(domain, order, errors)
 
@@ -178,6 +192,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
             slot.advised.put(start, end, None)
             domain.forget(slot, start, end)
     if kind is ReportKind.CLOSED:
+        domain.forget(slot, 0, slot.nr_pages)
         remove(domain, slot)
 
 

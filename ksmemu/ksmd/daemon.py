@@ -6,6 +6,7 @@ workers say. Waiting for outcomes listens to the second only, so no store is obe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -47,6 +48,7 @@ class Daemon:
         self._scan = Scan(self._domain, tracker)
         self._control = ControlDirectory(instance, self.store)
         self._listener = instance.listen()
+        self._spare = _spare()
         self._run = STOP
         self._next_space = 1
         self._next_batch = 0.0
@@ -83,6 +85,7 @@ class Daemon:
     def close(self) -> None:
         """Let go of everything; what is merged stays merged in the workers."""
         self._listener.close()
+        os.close(self._spare)
         self._control.close()
         self._outside.close()
         self._workers.close()
@@ -122,11 +125,16 @@ class Daemon:
         self._domain.stats.full_scans += 1
 
     def _settle(self, seconds: float) -> None:
-        """Wait until every order is answered; for a worker that does not answer, no longer than seconds."""
-        deadline = time.monotonic() + seconds
+        """Wait until every order is answered, as long as an answer comes every so many seconds."""
+        deadline, before = time.monotonic() + seconds, 0
         while any(worker.orders and not worker.is_stalled() for worker in self._domain.workers):
-            if not self._hear(0.05) and time.monotonic() > deadline:
+            self._hear(0.05)
+            left = sum(len(worker.orders) for worker in self._domain.workers)
+            if left < before:
+                deadline = time.monotonic() + seconds
+            elif time.monotonic() > deadline:
                 return
+            before = left
 
     # ---- stores ------------------------------------------------------------------------------------
 
@@ -159,10 +167,12 @@ class Daemon:
             try:
                 self._unmerge()
             except OSError:
+                self._domain.is_unmerging = False
                 self._run = STOP
                 self._control.store("run", STOP)
                 raise
         self._run = value
+        self._domain.is_unmerging = value == UNMERGE
         self._next_batch = 0.0
 
     def _unmerge(self) -> None:
@@ -170,6 +180,7 @@ class Daemon:
         domain = self._domain
         self._settle(_UNMERGE_SECONDS)
         rehome.order_all(domain)
+        domain.is_unmerging = True
         self._settle(_UNMERGE_SECONDS)
         self._scan.restart()
         domain.unstable.clear()
@@ -190,9 +201,11 @@ class Daemon:
     def _hear(self, seconds: float) -> bool:
         """Obey what workers have said, waiting for it up to seconds; return whether anything came."""
         events = self._workers.poll(seconds)
-        for fd, _ in events:
-            if fd in self._heard:
-                self._heard[fd]()
+        acts = [(fd, self._heard.get(fd)) for fd, _ in events]
+        for fd, act in acts:
+            # One act may close a descriptor, and the next give its number to another worker.
+            if act is not None and self._heard.get(fd) is act:
+                act()
         for worker in self._domain.workers:
             if worker.outgoing:
                 worker.flush()
@@ -210,8 +223,21 @@ class Daemon:
             self._workers.unregister(fd)
 
     def _accept(self) -> None:
-        control, _ = self._listener.accept()
+        try:
+            control, _ = self._listener.accept()
+        except OSError as error:
+            log.warning("a client is turned away: %s", error.strerror)
+            self._turn_away()
+            return
+        control.setblocking(False)  # a client that does not read its answers is cut off
         self._listen_to(control.fileno(), functools.partial(self._join, control))
+
+    def _turn_away(self) -> None:
+        """Close the next connection with the descriptor kept for it; else it would call again at once."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        self._spare = _spare()
 
     def _join(self, control: socket.socket) -> None:
         self._ignore(control.fileno())
@@ -248,6 +274,7 @@ class Daemon:
         except BlockingIOError:
             return
         except (EOFError, ConnectionResetError):
+            worker.is_lost = True
             self._ignore(worker.order.fileno())
             self._leave(worker)
         except (WireError, OSError) as error:
@@ -264,13 +291,19 @@ class Daemon:
         log.warning("pid %d is cut off: %s", worker.pid, error)
         for sock in (worker.order, worker.control):
             self._ignore(sock.fileno())
-            sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # it was connected to nobody
+                sock.shutdown(socket.SHUT_RDWR)
+        worker.is_lost = True
 
     def _reap(self, worker: Worker) -> None:
         for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
             self._ignore(fd)
         connection.reap(self._domain, worker)
         self._publish()
+
+
+def _spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def stop_on_signals(daemon: Daemon) -> None:

@@ -52,6 +52,7 @@ class Domain:
         self.stats = Stats()
         self.max_page_sharing = 256
         self.use_zero_pages = False
+        self.is_unmerging = False  # run=2: a merge whose outcome comes late is undone
         self._next_order = 0
 
     def send(self, slot: MmSlot, kind: wire.OrderKind, laid: Runs, pages: Pages, frames: Frames) -> None:

@@ -55,6 +55,8 @@ class Worker:
     outgoing: deque[bytes] = field(default_factory=deque)
     heard_at: float = 0.0
     """When its last report came (CLOCK_MONOTONIC)."""
+    is_lost: bool = False
+    """No answer will come: it was cut off, or its agent has ended."""
     mappings: int = 0
     """Mappings of the process: counted, plus what was ordered since."""
 
@@ -79,6 +81,8 @@ class Worker:
 
     def is_stalled(self) -> bool:
         """Whether it owes answers and has given none for too long; an answer not read yet is one."""
+        if self.is_lost:
+            return True
         if not self.orders:
             return False
         since = max(next(iter(self.orders.values())).sent_at, self.heard_at)
@@ -89,11 +93,16 @@ class Worker:
         return not poll.poll(0)
 
     def count_mappings(self) -> int:
-        """Count the mappings of the process as they are now; 0 when it is gone."""
+        """Count the mappings of the process as they are now; 0 when it is gone.
+
+        One that no longer lets us look (PR_SET_DUMPABLE) keeps its last count and what was ordered since.
+        """
         try:
             self.mappings = Path(f"/proc/{self.pid}/maps").read_bytes().count(b"\n")
         except (FileNotFoundError, ProcessLookupError):
             self.mappings = 0
+        except PermissionError:
+            pass
         return self.mappings
 
     def close(self) -> None:
