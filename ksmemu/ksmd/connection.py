@@ -187,7 +187,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
             raise WireError(f"pages up to {end} of a space of {slot.nr_pages}")
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
-            slot.discover(start, end)
+            slot.known_surplus = None
         else:
             slot.advised.put(start, end, None)
             domain.forget(slot, start, end)

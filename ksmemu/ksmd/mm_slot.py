@@ -29,14 +29,15 @@ class MmSlot:
     rmap: Rmap = field(init=False)
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Mergeable pages."""
-    known_surplus: int = 0
-    """Pages that the own object holds besides those in the books: advised once, and not now."""
+    known_surplus: int | None = None
+    """Pages that the own object holds besides those in the books (advised once, and not now), as of the last
+    discovery; None: there is something to discover."""
 
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
 
     def has_unseen_data(self) -> bool:
-        """Whether the own object holds more, or less, than at the last discovery and by the books since."""
+        """Whether the own object holds other than what it did at the last discovery, and by the books since."""
         return self._held() - self._in_books() != self.known_surplus
 
     def _held(self) -> int:
@@ -47,10 +48,10 @@ class MmSlot:
         """Return how many pages the own object holds by the books."""
         return int(self.rmap.counts[State.NEW : State.MERGED].sum())
 
-    def discover(self, start: int, end: int) -> None:
-        """Track the mergeable pages of [start, end) that hold data and are not tracked yet."""
+    def discover(self) -> None:
+        """Track the mergeable pages that hold data and are not tracked yet."""
         held = self._held()  # before the look: a page that comes during it shall be missed next time
-        for part in self.advised.overlapping(start, end):
+        for part in self.advised:
             found = _core.data_extents(self.own, part.start * PAGE_SIZE, part.end * PAGE_SIZE)
             pages = expand(from_core(found, PAGE_SIZE))
             self.rmap.track(pages[self.rmap.state[pages] == State.ABSENT], State.NEW)

@@ -92,7 +92,7 @@ class Scan:
         if domain.owner[slot.id].is_stalled():
             return
         if start == 0 and slot.has_unseen_data():
-            slot.discover(0, slot.nr_pages)
+            slot.discover()
         pages = slot.rmap.tracked(start, end)
         settled = harvest(self._tracker, slot, pages)
         if len(settled):
