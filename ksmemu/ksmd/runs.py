@@ -5,8 +5,9 @@ Neighbouring pages that are to show neighbouring frames are one run: one mapping
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -77,9 +78,15 @@ def orders(runs: Runs) -> Iterator[Runs]:
     yield from np.split(runs, np.flatnonzero(np.diff(key)) + 1)
 
 
+@functools.cache
+def _limit_file() -> int:
+    """Kept open: it is read for each order, and a descriptor may not be had for each."""
+    return os.open("/proc/sys/vm/max_map_count", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def mapping_limit() -> int:
     """Return how many mappings a worker may have before ksmd stops adding some."""
-    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    limit = int(os.pread(_limit_file(), 32, 0))
     return limit - limit // _RESERVE_SHARE
 
 

@@ -95,14 +95,14 @@ class Worker:
     def count_mappings(self) -> int:
         """Count the mappings of the process as they are now; 0 when it is gone.
 
-        One that no longer lets us look (PR_SET_DUMPABLE) keeps its last count and what was ordered since.
+        Where we may not look (PR_SET_DUMPABLE), or cannot, it keeps its last count and what was ordered since.
         """
         try:
             self.mappings = Path(f"/proc/{self.pid}/maps").read_bytes().count(b"\n")
         except (FileNotFoundError, ProcessLookupError):
             self.mappings = 0
-        except PermissionError:
-            pass
+        except OSError as error:
+            log.info("pid %d: mappings not counted: %s", self.pid, error.strerror)
         return self.mappings
 
     def close(self) -> None:
