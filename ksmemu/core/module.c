@@ -4,6 +4,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <malloc.h>
 #include <structmember.h>
 #include <sys/inotify.h>
 
@@ -461,7 +462,7 @@ static PyObject *py_map_nothing(PyObject *self, PyObject *args)
 	return map_call(args, ksmemu_map_nothing, "mmap");
 }
 
-/* ---- probes and inotify -------------------------------------------------------------------- */
+/* ---- probes, malloc and inotify -------------------------------------------------------------------- */
 
 static PyObject *py_probe_userfaultfd(PyObject *self, PyObject *unused)
 {
@@ -482,6 +483,17 @@ static PyObject *py_probe_pagemap_scan(PyObject *self, PyObject *unused)
 	(void)self;
 	(void)unused;
 	return done_or_fail(ksmemu_probe_pagemap_scan(), "PAGEMAP_SCAN");
+}
+
+static PyObject *py_return_memory_above(PyObject *self, PyObject *arg)
+{
+	int size = (int)PyLong_AsLong(arg);
+
+	(void)self;
+	if (size == -1 && PyErr_Occurred())
+		return NULL;
+	mallopt(M_MMAP_THRESHOLD, size);
+	Py_RETURN_NONE;
 }
 
 static PyObject *py_inotify_init(PyObject *self, PyObject *unused)
@@ -519,6 +531,7 @@ static PyMethodDef functions[] = {
 	{ "map_nothing", py_map_nothing, METH_VARARGS, NULL },
 	{ "probe_userfaultfd", py_probe_userfaultfd, METH_NOARGS, NULL },
 	{ "probe_pagemap_scan", py_probe_pagemap_scan, METH_NOARGS, NULL },
+	{ "return_memory_above", py_return_memory_above, METH_O, NULL },
 	{ "inotify_init", py_inotify_init, METH_NOARGS, NULL },
 	{ "inotify_add_watch", py_inotify_add_watch, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },

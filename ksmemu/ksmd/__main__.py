@@ -11,13 +11,16 @@ import sys
 
 import click
 
-from ksmemu import features
+from ksmemu import _core, features
 from ksmemu.control.launch import checked
 from ksmemu.instance import Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 
 NICE = 5
 """As the kernel's ksmd."""
+
+_LARGE_BYTES = 1 << 20
+"""Tables are built anew as they grow: what they leave behind shall not stay in the heap."""
 
 
 def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
@@ -33,6 +36,7 @@ def _raise_descriptor_limit() -> None:
 
 def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None) -> None:
     features.require()
+    _core.return_memory_above(_LARGE_BYTES)
     with contextlib.ExitStack() as undo:
         claim = Instance.resolve(directory).claim()
         undo.callback(claim.release)

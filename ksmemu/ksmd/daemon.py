@@ -121,8 +121,10 @@ class Daemon:
     def _end_scan(self) -> None:
         self._scan.flush()
         self._settle(STALLED_SECONDS)
+        stats = self._domain.stats
+        stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
         self._publish()
-        self._domain.stats.full_scans += 1
+        stats.full_scans += 1
 
     def _settle(self, seconds: float) -> None:
         """Wait until every order is answered, as long as an answer comes every so many seconds."""

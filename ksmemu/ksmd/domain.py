@@ -31,6 +31,9 @@ class Stats:
     full_scans: int = 0
     pages_scanned: int = 0
     pages_over_budget: int = 0
+    """Of the last full scan."""
+    over_budget_so_far: int = 0
+    """Of this one."""
     pages_broken: int = 0
     pages_rehomed: int = 0
     merges: int = 0

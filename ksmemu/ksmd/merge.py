@@ -99,7 +99,7 @@ def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> N
     chosen = _within_budget(worker, laid)
     if not chosen.all():
         kept = np.repeat(chosen, laid["nr_pages"])
-        domain.stats.pages_over_budget += int((~kept).sum())
+        domain.stats.over_budget_so_far += int((~kept).sum())
         slot.rmap.move(pages[~kept], State.WRITTEN)
         pages, frames, laid = pages[kept], frames[kept], laid[chosen]
     if not len(laid):
@@ -143,7 +143,7 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
     rmap.move(order.pages[refused], State.WRITTEN)
     domain.stats.merges += int(done.sum())
     domain.stats.verify_refusals += int((errors == errno.EAGAIN).sum())
-    domain.stats.pages_over_budget += int((errors == errno.ENOMEM).sum())
+    domain.stats.over_budget_so_far += int((errors == errno.ENOMEM).sum())
     _undo_lonely(domain, np.unique(order.frames[has_frame]))
 
 

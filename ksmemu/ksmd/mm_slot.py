@@ -37,7 +37,7 @@ class MmSlot:
         self.rmap = Rmap(self.nr_pages)
 
     def has_unseen_data(self) -> bool:
-        """Whether the own object holds other than what it did at the last discovery, and by the books since."""
+        """Whether the own object holds other than at the last discovery, and by the books since."""
         return self._held() - self._in_books() != self.known_surplus
 
     def _held(self) -> int:
