@@ -1,0 +1,48 @@
+"""The tests of the core once more, on a core with AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import subprocess
+import sys
+
+from tests.support import asan
+from tests.support.breaks import ROOT
+
+_SECONDS = 150
+
+
+def run(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=asan.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+
+
+def test_the_core_is_clean_under_the_sanitizers():
+    done = run("-m", "pytest", "-q", "-x", "-p", "tests.support.asan_plugin", "tests/core")
+    assert done.returncode == 0, done.stdout
+    assert "ERROR: AddressSanitizer" not in done.stdout
+    assert "runtime error" not in done.stdout
+
+
+OVERRUN = """
+import tests.support.asan_plugin
+from ksmemu import _core
+memory = _core.Memory(16, 1, None)
+start = _core.reserve(4096)
+import ctypes
+buffer = ctypes.create_string_buffer(24)
+_core.checksum_pages(-1, b"", 0, bytearray())
+ctypes.CDLL(None).memset(buffer, 0, 4096 * 64)
+"""
+
+
+def test_the_sanitizers_are_really_in():
+    done = run("-c", OVERRUN)
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stdout
