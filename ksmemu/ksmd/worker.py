@@ -95,7 +95,7 @@ class Worker:
     def count_mappings(self) -> int:
         """Count the mappings of the process as they are now; 0 when it is gone.
 
-        Where we may not look (PR_SET_DUMPABLE), or cannot, it keeps its last count and what was ordered since.
+        Where we may not look (PR_SET_DUMPABLE), it keeps its last count and what was ordered since.
         """
         try:
             self.mappings = Path(f"/proc/{self.pid}/maps").read_bytes().count(b"\n")
