@@ -104,6 +104,13 @@ def smaps_rollup(pid):
     return fields
 
 
+def status(pid):
+    """Return the sizes of /proc/PID/status in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(value) * 1024 for name, value, _ in fields}
+
+
 def descriptors(pid):
     """Return what each descriptor of a process is."""
     found = {}
@@ -117,6 +124,12 @@ def descriptors(pid):
 
 def threads(pid):
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def thread_states(pid):
+    """Return the state letter of each thread, as ps shows it."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
 
 
 def children(pid):

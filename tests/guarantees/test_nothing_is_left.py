@@ -1,0 +1,84 @@
+"""I5: what ksmemu takes it gives back: nothing before the first advice, nothing after unmerging, nothing after close."""
+
+import pytest
+
+import ksmemu
+from tests.support import books, crew, leftovers
+from tests.support.books import Member
+from tests.support.procmaps import PAGE
+from tests.support.waiting import wait_until
+
+NR_PAGES = 211
+CONTENTS = [number % 53 for number in range(NR_PAGES)]
+FAST = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1}
+
+
+def merge_and_break(ksmd, member):
+    """Merge a space with itself, zeros among its pages, and leave some pages broken."""
+    ksmd.write("run", 1)
+    # Written again, so that pages which are home since a run=2 settle anew.
+    member.call(crew.put, 0, CONTENTS)
+    wait_until(lambda: books.recount([member]).own == 0, what="merging")
+    ksmd.write("run", 0)
+    member.call(crew.put_byte, 3, 17, 1777, 1)
+    member.call(crew.put, 3, CONTENTS[3:20])
+
+
+def unmerge_by_advice(ksmd, member):
+    member.call(crew.advise, 0, NR_PAGES, ksmemu.MADV_UNMERGEABLE)
+    member.call(crew.advise, 0, NR_PAGES, ksmemu.MADV_MERGEABLE)
+    wait_until(lambda: ksmd.read("pages_shared") == 0, what="the end of the unmerging")
+
+
+def unmerge_by_run_2(ksmd, member):
+    ksmd.write("run", 2)
+
+
+def unmerging_leaves_nothing(ksmd, crew_of, unmerge):
+    member = Member.join(crew_of(ksmd), NR_PAGES)
+    member.call(crew.put, 0, CONTENTS)
+    ksmd.write("run", 0)
+    unmerge_by_run_2(ksmd, member)
+    before = member.call(leftovers.of_worker), leftovers.of_ksmd(ksmd)
+    for _ in range(3):
+        merge_and_break(ksmd, member)
+        unmerge(ksmd, member)
+        assert member.call(crew.differing, 0, CONTENTS) == []
+        assert ksmd.read("pool_bytes") == 0, "the pool still holds memory"
+        assert member.call(crew.own_bytes) == NR_PAGES * PAGE
+        assert (member.call(leftovers.of_worker), leftovers.of_ksmd(ksmd)) == before
+
+
+@pytest.mark.parametrize("unmerge", [unmerge_by_advice, unmerge_by_run_2])
+def test_unmerging_leaves_nothing(unmerge, ksmd, crew_of):
+    unmerging_leaves_nothing(ksmd, crew_of, unmerge)
+
+
+def test_it_would_be_noticed_if_frames_were_not_punched(start_ksmd, crew_of):
+    ksmd = start_ksmd(broken="punch", module="tests.support.ksmd_main", **FAST)
+    with pytest.raises(AssertionError, match="the pool still holds memory"):
+        unmerging_leaves_nothing(ksmd, crew_of, unmerge_by_run_2)
+
+
+def test_closing_leaves_a_process_as_before_its_first_advice(ksmd, crew_of):
+    worker = crew_of(ksmd)
+    in_ksmd = leftovers.of_ksmd(ksmd)
+    before = worker.call(leftovers.of_worker)
+    for _ in range(3):
+        member = Member.join(worker, NR_PAGES)
+        merge_and_break(ksmd, member)
+        member.call(crew.close_space)
+        assert member.call(leftovers.of_worker) == before
+        wait_until(lambda: ksmd.read("workers") == 0, what="ksmd to notice")
+        assert leftovers.of_ksmd(ksmd) == in_ksmd
+        assert ksmd.read("pool_bytes") == 0
+
+
+def test_a_process_that_never_advises_pays_nothing(crew_of, ksmd):
+    worker = crew_of(ksmd)
+    before = worker.call(leftovers.of_worker)
+    worker.call(crew.open_ordinary_space, NR_PAGES)
+    worker.call(crew.put, 0, CONTENTS)
+    after = worker.call(leftovers.of_worker)
+    assert after == before
+    assert ksmd.read("workers") == 0

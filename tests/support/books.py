@@ -1,0 +1,79 @@
+"""Compare ksmd's counters with what is really mapped (I2, I4), and sum up memory in use."""
+
+from dataclasses import dataclass
+
+from tests.support import crew, procmaps
+from tests.support.procmaps import PAGE
+from tests.support.waiting import wait_until
+
+
+@dataclass
+class Member:
+    """A worker with one space."""
+
+    worker: object
+    space: tuple
+
+    @classmethod
+    def join(cls, worker, nr_pages):
+        return cls(worker, worker.call(crew.open_space, nr_pages))
+
+    def call(self, function, *args, **kwargs):
+        return self.worker.call(function, *args, **kwargs)
+
+
+def recount(members):
+    return procmaps.recount([member.space for member in members])
+
+
+def wait_at_rest(ksmd):
+    """Return when several scans have changed no counter: nothing is volatile, no order is under way."""
+    ksmd.wait_full_scans(3)
+
+    def is_at_rest():
+        before = _changing(ksmd)
+        ksmd.wait_full_scans(2)
+        return before == _changing(ksmd) and ksmd.read("pages_volatile") == 0
+
+    wait_until(is_at_rest, what="rest")
+
+
+def _changing(ksmd):
+    counters = {**ksmd.counters(), **ksmd.stats()}
+    return {n: v for n, v in counters.items() if n not in {"full_scans", "pages_scanned"}}
+
+
+def check(ksmd, members):
+    """Assert that the books are what a recount finds; return the recount."""
+    found = recount(members)
+    shared, sharing = ksmd.read("pages_shared"), ksmd.read("pages_sharing")
+    assert shared + sharing == found.merged + found.zero, "pages that refer to frames"
+    # Pages of zeros have frames in the books and none in the pool: they show the kernel's zero page.
+    if found.zero:
+        assert len(found.frames) < shared <= len(found.frames) + found.zero, "frames"
+    else:
+        assert shared == len(found.frames), "frames"
+    assert ksmd.read("pool_bytes") == len(found.frames) * PAGE, "memory of the pool"
+    return found
+
+
+def check_tracked(ksmd, members, found):
+    """Assert what else holds at rest, when all members are there to be asked."""
+    own = sum(member.call(crew.own_bytes) for member in members) // PAGE
+    counters = ksmd.counters()
+    tracked = ksmd.read("pages_tracked")
+    assert tracked == own + found.merged + found.zero, "tracked pages"
+    assert counters["pages_unshared"] == own, "unique pages"
+    assert counters["pages_volatile"] == 0
+    profit = counters["pages_sharing"] * PAGE - tracked * 64
+    assert counters["general_profit"] == profit
+
+
+def memory_in_use(ksmd, members):
+    """Return what the kernel counts: own objects and pool by st_blocks, private memory by Pss_Anon."""
+    own = sum(member.call(crew.own_bytes) for member in members)
+    private = sum(
+        procmaps.smaps_rollup(pid)["Pss_Anon"]
+        for pid in [ksmd.pid, *(member.worker.pid for member in members)]
+    )
+    return own + ksmd.read("pool_bytes") + private

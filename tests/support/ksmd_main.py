@@ -1,0 +1,113 @@
+"""A ksmd with one protecting step taken out, named by KSMEMU_BREAK: start_ksmd(broken=…, module=…)."""
+
+import os
+
+from tests.support import breaks
+
+
+def release_at_break():
+    """A reference is given back when a page is found broken, not when it is home again."""
+    from ksmemu.ksmd import harvest, rehome
+    from ksmemu.ksmd.domain import Domain
+    from ksmemu.ksmd.rmap import State
+
+    forget = Domain.forget
+
+    def let_go(domain, slot, pages):
+        domain.pool.release(slot.rmap.tag[pages])
+        slot.rmap.move(pages, State.WRITTEN)
+
+    def forget_and_let_go(domain, *where):
+        forget(domain, *where)
+        for slot in domain.slots.values():
+            tracked = slot.rmap.tracked(0, slot.nr_pages)
+            let_go(domain, slot, harvest.find_broken(slot, tracked))
+
+    rehome.order = let_go
+    Domain.forget = forget_and_let_go
+
+
+def hand_out_writable_pool():
+    """Workers get the descriptor with which ksmd itself writes."""
+    from ksmemu.ksmd.pool import Pool
+
+    Pool.read_only = lambda pool: pool._fd
+
+
+def forget_to_count_releases():
+    """A frame that is released stays in the count of used ones."""
+    from ksmemu.ksmd.pool import Pool
+
+    release = Pool.release
+
+    def release_uncounted(pool, frames):
+        before = pool.nr_used
+        release(pool, frames)
+        pool.nr_used = before
+
+    Pool.release = release_uncounted
+
+
+def keep_frames_of_the_dead():
+    """The death of a worker releases nothing."""
+    from ksmemu.ksmd import connection
+
+    connection.reap = lambda domain, worker: domain.workers.remove(worker)
+
+
+def share_one_frame_after_the_other():
+    """Equal neighbours get the same frame until it is full, not one frame after the other."""
+    import dataclasses
+
+    import numpy as np
+
+    from ksmemu.ksmd import merge
+
+    match = merge.match
+
+    def match_in_a_row(*args):
+        claims = match(*args)
+        return dataclasses.replace(claims, number=np.sort(claims.number))
+
+    merge.match = match_in_a_row
+
+
+def keep_a_kernel_item_for_each_page():
+    """Each page that is tracked costs 64 bytes more (sizeof(struct ksm_rmap_item))."""
+    from ksmemu.ksmd.rmap import Rmap
+
+    track, items = Rmap.track, []
+
+    def track_with_items(rmap, pages, state):
+        items.append(b"item" * 16 * len(pages))
+        track(rmap, pages, state)
+
+    Rmap.track = track_with_items
+
+
+STEPS = {
+    "reference": release_at_break,
+    "read-only": hand_out_writable_pool,
+    "count": forget_to_count_releases,
+    "reap": keep_frames_of_the_dead,
+    "lean": keep_a_kernel_item_for_each_page,
+    "ladder": share_one_frame_after_the_other,
+}
+
+
+def main():
+    step = os.environ.pop("KSMEMU_BREAK")
+    if step in breaks.CORE_STEPS:
+        os.environ["KSMEMU_BREAK"] = step
+        breaks.load(step)
+    from ksmemu.ksmd.__main__ import main as product
+
+    if step in STEPS:
+        STEPS[step]()
+    else:
+        assert step in breaks.CORE_STEPS, f"no step {step!r}"
+    product()
+
+
+if __name__ == "__main__":
+    main()
