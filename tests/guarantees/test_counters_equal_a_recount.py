@@ -1,4 +1,4 @@
-"""I4: at rest the counters equal a recount from the maps, the pagemap and st_blocks, whatever happened before."""
+"""I4: at rest the counters equal a recount from the maps, the pagemap and st_blocks, whatever was before."""
 
 import random
 
@@ -111,5 +111,5 @@ def test_the_books_are_right_with_short_chains(start_ksmd, crew_of, seed):
 
 def test_it_would_be_noticed_if_releases_were_not_counted(start_ksmd, crew_of, seed):
     ksmd = start_ksmd(broken="count", module="tests.support.ksmd_main", **FAST)
-    with pytest.raises(AssertionError, match="frames|refer"):
+    with pytest.raises(AssertionError, match=r"frames|refer"):
         books_are_right(ksmd, History(seed, crew_of, ksmd))

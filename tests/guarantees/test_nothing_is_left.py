@@ -1,4 +1,4 @@
-"""I5: what ksmemu takes it gives back: nothing before the first advice, nothing after unmerging, nothing after close."""
+"""I5: what ksmemu takes it gives back: before the first advice, after unmerging, after close nothing."""
 
 import pytest
 

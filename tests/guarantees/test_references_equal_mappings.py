@@ -1,4 +1,4 @@
-"""I2: a frame's references are the pages whose mapping names it, broken pages among them until they are home."""
+"""I2: a frame's references are the pages whose mapping names it, also broken ones until they are home."""
 
 import os
 import signal

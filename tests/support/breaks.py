@@ -19,7 +19,7 @@ CORE_STEPS = {"freeze", "verify", "wake", "rearm", "punch", "copy"}
 
 def built_core():
     """Build the core with its switches, once for each change of the sources; return the module's path."""
-    sources = sorted((ROOT / "ksmemu/core").glob("*.c")) + [ROOT / "tests/support/breaks.c"]
+    sources = [*sorted((ROOT / "ksmemu/core").glob("*.c")), ROOT / "tests/support/breaks.c"]
     inputs = [*sources, *(ROOT / "ksmemu/core").glob("*.h")]
     built = Path(os.environ.get("KSMEMU_BUILD", ROOT / "build")) / "breaks" / "_core.so"
     if not built.exists() or any(f.stat().st_mtime > built.stat().st_mtime for f in inputs):

@@ -116,7 +116,7 @@ def descriptors(pid):
     found = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            found[int(entry.name)] = os.readlink(entry)
+            found[int(entry.name)] = os.fspath(entry.readlink())
         except FileNotFoundError:
             continue
     return found

@@ -242,7 +242,9 @@ def run(state, nr_pages, seed, seconds, kinds=Race.KINDS):
     return results
 
 
-def hold(ksmd, seconds, seed, break_step=None, kinds=Race.KINDS, meanwhile=lambda: None):
+def hold(
+    ksmd, seconds, seed, break_step=None, kinds=Race.KINDS, meanwhile=lambda: None, grace=_GRACE_SECONDS
+):
     """Let two workers race under a ksmd, do something meanwhile, and return what happened.
 
     AssertionError: a write was lost, or a writer sleeps for ever.
@@ -252,7 +254,7 @@ def hold(ksmd, seconds, seed, break_step=None, kinds=Race.KINDS, meanwhile=lambd
             for worker in (left, right):
                 worker.start(run, _NR_PAGES, f"{seed}/{worker is left}", seconds, kinds)
             meanwhile()
-            deadline = time.monotonic() + seconds + _GRACE_SECONDS
+            deadline = time.monotonic() + seconds + grace
             results = [w.finish(deadline - time.monotonic()) for w in (left, right)]
         finally:
             for worker in (left, right):
