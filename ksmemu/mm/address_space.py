@@ -74,7 +74,8 @@ class AddressSpace:
         self.size = pages_for(size) * PAGE_SIZE
         self.name = name
         self._lock = threading.RLock()
-        if self.size > room.memory_bytes() and not noreserve:
+        limit = _ADDRESS_LIMIT - PAGE_SIZE if noreserve else room.memory_bytes()
+        if self.size > limit:
             raise _error(errno.ENOMEM, f"{size} bytes are beyond what memory can hold")
         self._instance = instance
         self.start = _core.reserve(self.size)
@@ -157,8 +158,9 @@ class AddressSpace:
         """
         with self._lock:
             self._check_open()
-            mapped = sum(len(vma) for vma in self._vmas.overlapping(address, address + length))
-            if length < 0 or mapped != length:
+            end = address + max(length, 0)
+            mapped = sum(len(vma) for vma in self._vmas.overlapping(address, end))
+            if mapped != length:
                 raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full")
             memory = _core.Memory(address, length, self)
             self._memories.add(memory)
@@ -288,6 +290,7 @@ class AddressSpace:
     def madvise_all(self, advice: int) -> None:
         """Advise everything that is mapped; errors as madvise(), what came before is done."""
         with self._lock:
+            self._check_open()
             for vma in list(self._vmas):
                 self.madvise(vma.start, len(vma), advice)
 
