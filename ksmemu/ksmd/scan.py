@@ -48,8 +48,11 @@ class Scan:
         if slot is None:
             self._slot_id = self._page = 0
             return 0, True
-        end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
+        end, count = slot.nr_pages, 0
         try:
+            if self._page == 0 and slot.has_unseen_data():
+                slot.discover()
+            end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
             self._scan(slot, self._page, end)
         except OSError as error:
             # It is dying (its pidfd will tell), or it took back what it handed over: its own loss.
@@ -91,8 +94,6 @@ class Scan:
         domain = self._domain
         if domain.owner[slot.id].is_stalled():
             return
-        if start == 0 and slot.has_unseen_data():
-            slot.discover()
         pages = slot.rmap.tracked(start, end)
         settled = harvest(self._tracker, slot, pages)
         if len(settled):
