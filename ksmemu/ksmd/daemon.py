@@ -31,6 +31,12 @@ log = logging.getLogger(__name__)
 
 STOP, MERGE, UNMERGE = 0, 1, 2
 _UNMERGE_SECONDS = 30.0
+_UNMERGE_TRIES = 3
+"""An order that crosses a change of advice comes back as stale, with the epoch that the next one needs."""
+_HEAR_TURNS = 64
+"""Messages of one worker heard in a row: more would let it keep ksmd from its work."""
+_LONGEST_WAIT_SECONDS = 86400.0
+"""epoll counts milliseconds in an int, sleep_millisecs may be longer than that: look again once a day."""
 
 
 class Daemon:
@@ -97,7 +103,7 @@ class Daemon:
     def _timeout(self) -> float | None:
         if not self._is_scanning():
             return None
-        return max(self._next_batch - time.monotonic(), 0.0)
+        return min(max(self._next_batch - time.monotonic(), 0.0), _LONGEST_WAIT_SECONDS)
 
     def _want(self, fd: int, act: Callable[[], None]) -> None:
         self._wanted[fd] = act
@@ -180,10 +186,14 @@ class Daemon:
     def _unmerge(self) -> None:
         """Bring every page home and forget what was scanned; nothing is scanned until run is 1 again."""
         domain = self._domain
+        self._hear_all()
         self._settle(_UNMERGE_SECONDS)
-        rehome.order_all(domain)
-        domain.is_unmerging = True
-        self._settle(_UNMERGE_SECONDS)
+        for _ in range(_UNMERGE_TRIES):
+            rehome.order_all(domain)
+            domain.is_unmerging = True
+            self._settle(_UNMERGE_SECONDS)
+            if not domain.count(State.MERGED, State.ZERO):
+                break
         self._scan.restart()
         domain.unstable.clear()
         for slot in domain.slots.values():
@@ -214,7 +224,10 @@ class Daemon:
         return bool(events)
 
     def _hear_all(self) -> None:
-        self._hear(0.0)
+        """Obey all that workers have said so far: what they advised is known before a scan begins."""
+        for _ in range(_HEAR_TURNS):
+            if not self._hear(0.0):
+                return
 
     def _listen_to(self, fd: int, act: Callable[[], None]) -> None:
         self._heard[fd] = act
