@@ -154,7 +154,16 @@ class ControlDirectory:
         if not file.is_lost():
             return
         del self._watches[watch]
-        self._tunables[name] = file.recreated()
+        try:
+            self._tunables[name] = file.recreated()
+        except OSError as error:  # a folder stands in its place, or there is no place any more
+            _log.error(  # noqa: TRY400 - where it happened says nothing
+                "%s: removed or replaced by a client; it stays %d until ksmd is started anew: %s",
+                name,
+                file.value,
+                error.strerror,
+            )
+            return
         self._watches[self._watch(self._tunables[name])] = name
         _log.warning("%s: removed or replaced by a client; made again with %d", name, file.value)
 
@@ -201,5 +210,6 @@ class _ValueFile:
     def recreated(self) -> _ValueFile:
         """Return a new file at the path with the same value; this one is closed."""
         self.path.unlink(missing_ok=True)
+        new = _ValueFile(self.path, self._mode, self.value)
         self.close()
-        return _ValueFile(self.path, self._mode, self.value)
+        return new
