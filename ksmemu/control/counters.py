@@ -52,6 +52,11 @@ _STATS = (
     Counter("workers", "processes attached", "connections that registered a space"),
     Counter("spaces", "address spaces registered", "one per mm_slot"),
     Counter("pages_tracked", "pages of advised ranges that hold data", "what ksmd keeps books about"),
+    Counter(
+        "ladder_frames",
+        "frames that stand side by side for equal neighbours",
+        "pool_bytes / PAGE_SIZE = pages_shared - those of zeros + ladder_frames",
+    ),
     Counter("pool_bytes", "memory of all pools", "st_blocks of the pools * 512"),
 )
 

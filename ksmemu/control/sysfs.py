@@ -157,7 +157,7 @@ class ControlDirectory:
         try:
             self._tunables[name] = file.recreated()
         except OSError as error:  # a folder stands in its place, or there is no place any more
-            _log.error(  # noqa: TRY400 - where it happened says nothing
+            _log.error(
                 "%s: removed or replaced by a client; it stays %d until ksmd is started anew: %s",
                 name,
                 file.value,

@@ -122,6 +122,7 @@ class Domain:
             "workers": len(self.workers),
             "spaces": len(self.slots),
             "pages_tracked": sum(slot.rmap.nr_tracked for slot in self.slots.values()),
+            "ladder_frames": self.pool.ladders.nr_frames,
             "pool_bytes": self.pool.blocks_bytes(),
         }
 

@@ -110,12 +110,8 @@ def _with_each_other(
     full = sizes // limit
     rest = sizes - full * limit
     alone = (rest[group] == 1) & (rank == sizes[group] - 1)
-    # Full dups are dealt out along a run: equal neighbours get neighbouring frames, so that one mapping
-    # serves as many pages as there are dups (a ladder).
-    is_dealt = rank < (full * limit)[group]
-    dup = np.where(is_dealt, rank % np.maximum(full, 1)[group], full[group])
     nr_dups = full + (rest > 1)
-    number = (np.cumsum(nr_dups) - nr_dups)[group] + dup
+    number = (np.cumsum(nr_dups) - nr_dups)[group] + rank // limit
 
     members, number, prints = everyone[~alone], number[~alone], prints[~alone]
     _, first, number = np.unique(number, return_index=True, return_inverse=True)

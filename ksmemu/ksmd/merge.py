@@ -40,7 +40,6 @@ def merge(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
     is_good = filled[claims.number]
     domain.move(claims.members[~is_good], State.WRITTEN)
     members, number = claims.members[is_good], claims.number[is_good]
-    domain.pool.is_fresh[frames[filled]] = True
     domain.pool.fingerprint[frames[filled]] = claims.fingerprints[filled]
     _order(
         domain,
@@ -95,7 +94,7 @@ def _order(domain: Domain, where: Places, frames: Frames) -> None:
 
 def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     worker = domain.owner[slot.id]
-    laid = runs.lay_out(pages, _on_the_wire(domain, frames))
+    laid = runs.lay_out(pages, _on_the_wire(domain, pages, frames))
     chosen = _within_budget(worker, laid)
     if not chosen.all():
         kept = np.repeat(chosen, laid["nr_pages"])
@@ -112,14 +111,18 @@ def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> N
     domain.send(slot, wire.OrderKind.MERGE, laid, pages, frames)
 
 
-def _on_the_wire(domain: Domain, frames: Frames) -> npt.NDArray[np.uint64]:
-    """Zeros are mapped to the kernel's zero page, whatever frame the books give them."""
-    numbers = frames.astype(np.uint64)
+def _on_the_wire(domain: Domain, pages: Pages, frames: Frames) -> npt.NDArray[np.uint64]:
+    """Return what pages (ascending) are to show that the books give these frames.
+
+    Zeros show the kernel's zero page, equal neighbours the rungs of a ladder.
+    """
+    pool = domain.pool
     is_zero = frames == NO_FRAME
-    in_pool = np.where(is_zero, 0, frames)
-    is_zero |= domain.pool.fingerprint[in_pool] == np.uint64(domain.checksum.zero)
-    numbers[is_zero] = np.uint64(wire.FRAME_ZERO)
-    return numbers
+    is_zero |= pool.fingerprint[np.where(is_zero, 0, frames)] == np.uint64(domain.checksum.zero)
+    shown = np.full(len(pages), wire.FRAME_ZERO, dtype=np.uint64)
+    pool.ladders.raise_for(pages[~is_zero], frames[~is_zero])
+    shown[~is_zero] = pool.ladders.shown(pages[~is_zero], frames[~is_zero]).astype(np.uint64)
+    return shown
 
 
 def _within_budget(worker: Worker, laid: runs.Runs) -> npt.NDArray[np.bool_]:

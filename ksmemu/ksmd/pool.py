@@ -6,6 +6,7 @@ was punched. Workers hold a descriptor that cannot write.
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
@@ -13,10 +14,13 @@ import numpy.typing as npt
 
 from ksmemu import _core, shared_object
 from ksmemu.ksmd.columns import column
+from ksmemu.ksmd.ladder import Ladders
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import NO_FRAME
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.units import PAGE_SIZE
+
+log = logging.getLogger(__name__)
 
 Frames = npt.NDArray[np.int64]
 """Frame numbers."""
@@ -31,7 +35,7 @@ class Pool:
         refs: pages that name the frame, also those of orders under way (I2).
         pending: those of orders under way.
         fingerprint: of what the frame holds.
-        is_fresh: never had two pages yet.
+        is_fresh: allocated, and never had two pages yet.
     """
 
     def __init__(self) -> None:
@@ -48,6 +52,7 @@ class Pool:
         self.nr_used = 0
         self.nr_refs = 0
         self._high = 0  # no frame from here on was ever used
+        self.ladders = Ladders(self)
 
     def close(self) -> None:
         """Forget the pool; it lives as long as somebody maps a frame."""
@@ -63,18 +68,25 @@ class Pool:
         return os.fstat(self._fd).st_blocks * 512
 
     def allocate(self, nr: int) -> Frames:
-        """Return frames without a reference, consecutive where possible; fewer than nr if there are no more.
+        """Return fresh frames, consecutive where possible; fewer than nr if there are no more.
 
-        They are free again unless acquire() follows.
+        They are the caller's: each is acquired, or discarded.
         """
-        free = self._high - self.nr_used
+        free = self._high - self.nr_used - self.ladders.nr_frames
         if free >= max(nr, self._high // 4) or self._high + nr > self.nr_frames:
-            found = np.flatnonzero(self.refs[: self._high] == 0)[:nr]
+            found = np.flatnonzero(~self._is_taken())[:nr]
         else:
             found = np.empty(0, dtype=np.int64)
         more = min(nr - len(found), self.nr_frames - self._high)
-        grown = np.arange(self._high, self._high + more)
-        return np.concatenate([found, grown])
+        frames = np.concatenate([found, np.arange(self._high, self._high + more)])
+        self._high += more
+        self.is_fresh[frames] = True
+        return frames
+
+    def _is_taken(self) -> npt.NDArray[np.bool_]:
+        """Return for each frame that was ever used whether it is in use, or allocated and to be used."""
+        taken: npt.NDArray[np.bool_] = (self.refs[: self._high] > 0) | self.is_fresh[: self._high]
+        return taken
 
     def fill(self, own: int, pages: Pages, frames: Frames, seed: int) -> Fingerprints:
         """Copy pages of a worker's own object to frames; return what each frame now holds.
@@ -93,8 +105,6 @@ class Pool:
         self.nr_refs += len(frames)
         self.refs[which] += counts.astype(np.uint32)
         self.pending[which] += counts.astype(np.uint32)
-        if len(which):
-            self._high = max(self._high, int(which[-1]) + 1)
 
     def settle(self, frames: Frames) -> None:
         """The order of these entries has ended, one way or the other."""
@@ -108,7 +118,36 @@ class Pool:
         self.refs[which] -= counts.astype(np.uint32)
         gone = which[self.refs[which] == 0]
         self.nr_used -= len(gone)
+        self.ladders.drop(gone)
         self.discard(gone)
+
+    def set_aside(self, nr: int) -> int | None:
+        """Take nr consecutive frames out of what allocate() gives; return the first, or None."""
+        used = np.flatnonzero(self._is_taken())
+        starts = np.concatenate([[-1], used]) + 1
+        fits = np.flatnonzero(np.concatenate([used, [self._high]]) - starts >= nr)
+        base = int(starts[fits[0]]) if len(fits) else self._high
+        if base + nr > self.nr_frames:
+            return None
+        self.refs[base : base + nr] = 1
+        self._high = max(self._high, base + nr)
+        return base
+
+    def give_back(self, frames: Frames) -> None:
+        """Undo set_aside(); nothing maps these frames (ascending)."""
+        self.refs[frames] = 0
+        self.discard(frames)
+
+    def copy(self, frame: int, frames: Frames) -> bool:
+        """Copy one frame to others; return False, with a word in the log, where there is no room for them."""
+        found = np.empty(len(frames), dtype=np.uint64)
+        source = np.full(len(frames), frame, dtype=np.uint64)
+        try:
+            _core.fill_frames(self._fd, source, self._fd, frames.astype(np.uint64), 0, found)
+        except OSError as error:
+            log.warning("%d frames could not be filled: %s", len(frames), error.strerror)
+            return False
+        return True
 
     def discard(self, frames: Frames) -> None:
         """Give frames that nobody references back to the host; ascending."""

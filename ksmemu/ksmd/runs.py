@@ -31,8 +31,9 @@ _RESERVE_SHARE = 8
 def lay_out(pages: Pages, frames: npt.NDArray[np.uint64]) -> Runs:
     """Return the runs of ascending pages and their frames; wire.FRAME_ZERO continues itself."""
     ahead = np.diff(frames)  # wraps for descending frames, which is as good as any other break
-    same = (frames[1:] == np.uint64(wire.FRAME_ZERO)) & (ahead == 0)
-    next_frame = (ahead == 1) & (frames[1:] != np.uint64(wire.FRAME_ZERO))
+    is_zero = frames == np.uint64(wire.FRAME_ZERO)
+    same = is_zero[1:] & is_zero[:-1]
+    next_frame = (ahead == 1) & ~is_zero[1:] & ~is_zero[:-1]  # frame 0 does not follow the zeros
     breaks = np.flatnonzero((np.diff(pages) != 1) | ~(same | next_frame)) + 1
     starts = np.concatenate([[0], breaks])
     ends = np.concatenate([breaks, [len(pages)]])
