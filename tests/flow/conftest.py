@@ -7,6 +7,7 @@ import pytest
 from ksmemu import MADV_MERGEABLE, AddressSpace
 from tests.support.pages import content
 from tests.support.procmaps import PAGE
+from tests.support.waiting import wait_until
 
 _SECONDS = 90
 
@@ -30,8 +31,7 @@ class Stepped:
         for _ in range(times):
             before = self.ksmd.read("full_scans")
             self.ksmd.write("run", 1)  # scans at once; then it would sleep for ever
-            if self.ksmd.read("full_scans") == before:
-                self.ksmd.wait_full_scans(1)
+            wait_until(lambda n=before: self.ksmd.read("full_scans") > n, what="a full scan")
             self.ksmd.write("run", 0)
 
     def __getattr__(self, name):

@@ -48,6 +48,11 @@ def test_laying_out_keeps_every_page_its_frame_and_their_order(model):
     assert spread(runs.lay_out(pages, frames)) == (pages.tolist(), frames.tolist())
 
 
+def test_frame_0_does_not_continue_a_run_of_zeros():
+    laid = runs.lay_out(*columns([(0, 3, None), (0, 2, 0)]))
+    assert laid[["page", "frame", "nr_pages"]].tolist() == [(0, wire.FRAME_ZERO, 3), (3, 0, 2)]
+
+
 @quick
 @given(stretches)
 def test_orders_hold_every_run_once_in_order_and_not_too_much(model):
