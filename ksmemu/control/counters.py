@@ -54,7 +54,7 @@ _STATS = (
     Counter("pages_tracked", "pages of advised ranges that hold data", "what ksmd keeps books about"),
     Counter(
         "ladder_frames",
-        "frames that stand side by side for equal neighbours",
+        "frames side by side for equal neighbours",
         "pool_bytes / PAGE_SIZE = pages_shared - those of zeros + ladder_frames",
     ),
     Counter("pool_bytes", "memory of all pools", "st_blocks of the pools * 512"),

@@ -1,7 +1,4 @@
-"""A region of all-equal pages merges without using up the mappings of its process (vm.max_map_count).
-
-The region is complete when the scan comes to it: what is found in pieces is dealt out in pieces.
-"""
+"""A region of all-equal pages merges without using up the mappings of its process (vm.max_map_count)."""
 
 import pytest
 
@@ -40,6 +37,18 @@ def test_256_mib_of_one_byte_stay_below_2000_mappings(speed, value, start_ksmd, 
     ksmd = start_ksmd(**speed)
     nr = a_region_merges(ksmd, crew_of, value, NR_PAGES, MOST_MAPPINGS)
     show(f"256 MiB of {value:#04x}: {nr} mappings")
+
+
+@pytest.mark.parametrize("value", [0, 0xFF])
+def test_so_does_a_region_that_is_filled_while_it_is_scanned(value, start_ksmd, crew_of, show):
+    ksmd = start_ksmd(run=1, **SPEEDS["at once"])
+    member = Member.join(crew_of(ksmd), NR_PAGES)
+    for first in range(0, NR_PAGES, 2003):
+        member.call(crew.fill_with, first, min(2003, NR_PAGES - first), value)
+    wait_until(lambda: _merged(ksmd) == NR_PAGES, 60.0, what="merging")
+    nr = len(procmaps.mappings(*member.space))
+    assert nr < MOST_MAPPINGS
+    show(f"256 MiB of {value:#04x}, filled meanwhile: {nr} mappings")
 
 
 def test_it_would_be_noticed_if_equal_neighbours_had_a_mapping_each(start_ksmd, crew_of):

@@ -144,16 +144,6 @@ def test_a_page_that_left_the_unstable_table_is_no_partner():
         assert pages_of(claims.waiting).tolist() == [1]
 
 
-def test_equal_neighbours_get_long_mappings():
-    with books(100) as held:
-        claims = held.arrive([41] * 4000)
-        frames = np.arange(len(claims.leaders), dtype=np.uint64)[claims.number]
-        ascending = np.argsort(pages_of(claims.members))
-        laid = lay_out(pages_of(claims.members)[ascending], frames[ascending])
-        assert len(claims.leaders) == 40
-        assert laid["nr_pages"].tolist() == [40] * 100
-
-
 def test_the_same_run_in_another_place_gets_the_same_frames_in_a_row():
     with books(256) as held:
         held.arrive(list(range(1000, 1097)) * 2)
