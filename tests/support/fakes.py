@@ -111,14 +111,14 @@ class Honest:
     def assert_is_served(self):
         """New equal bytes in both spaces merge, and nothing of them is lost."""
         self.worker.call(_write_anew)
-        wait_until(lambda: self.worker.call(_nr_merged) == 2 * self.nr_pages, what="merging")
+        wait_until(lambda: self.worker.call(nr_merged) == 2 * self.nr_pages, what="merging")
         self.assert_bytes_are_intact()
 
     def assert_bytes_are_intact(self):
         assert self.worker.call(_has_its_bytes)
 
     def is_merged(self):
-        return self.worker.call(_nr_merged) == 2 * self.nr_pages
+        return self.worker.call(nr_merged) == 2 * self.nr_pages
 
 
 def _make_twins(state, nr_pages):
@@ -137,7 +137,7 @@ def _write_anew(state):
         space.write(space.start, state.data)
 
 
-def _nr_merged(state):
+def nr_merged(state):
     """Pages that show a frame which nobody has copied."""
     spans = [("self", space.start, space.start + space.size) for space in state.spaces]
     counted = recount(spans)
