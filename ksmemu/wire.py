@@ -6,6 +6,7 @@ the space. The control socket carries JSON, with descriptors beside it.
 
 from __future__ import annotations
 
+import array
 import enum
 import json
 import socket
@@ -81,15 +82,24 @@ def send_control(sock: socket.socket, body: dict[str, object], fds: tuple[int, .
     socket.send_fds(sock, [json.dumps(body).encode()], list(fds))
 
 
+def _receive_with_fds(sock: socket.socket) -> tuple[bytes, list[int], int]:
+    """As socket.recv_fds(), which ignores its flags: descriptors must not outlive an exec."""
+    fds = array.array("i")
+    room = socket.CMSG_LEN(CONTROL_MAX_FDS * fds.itemsize)
+    message, ancillary, flags, _ = sock.recvmsg(CONTROL_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return message, list(fds), flags
+
+
 def receive_control(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
     """Receive one control message: its body and the descriptors, now the caller's.
 
     Raises:
         EOFError: the other side is gone. WireError: garbage; its descriptors are closed.
     """
-    message, fds, flags, _ = socket.recv_fds(
-        sock, CONTROL_MAX_BYTES, CONTROL_MAX_FDS, socket.MSG_CMSG_CLOEXEC
-    )
+    message, fds, flags = _receive_with_fds(sock)
     try:
         if not message:
             raise EOFError

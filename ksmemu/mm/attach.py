@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import threading
@@ -10,6 +12,11 @@ from pathlib import Path
 from ksmemu import _core, features, shared_object, wire
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
+from ksmemu.wire import WireError
+
+_MAX_ERRNO = 4095
+"""Source: MAX_ERRNO of <linux/err.h>."""
+_MAX_SPACE = (1 << 32) - 1
 
 _lock = threading.Lock()
 _attachments: dict[Path, Attachment] = {}
@@ -36,25 +43,42 @@ class Attachment:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         with ours, theirs:
-            try:
-                reply, fds = self._ask({"hello": wire.VERSION}, theirs.fileno(), pagemap)
-            except BaseException:
-                os.close(pagemap)
-                raise
+            with contextlib.ExitStack() as undo:
+                undo.callback(os.close, pagemap)
+                reply, (pool,) = self._ask({"hello": wire.VERSION}, (theirs.fileno(), pagemap), nr_fds=1)
+                undo.callback(os.close, pool)
+                pool_bytes = self._number(reply, "pool_bytes", os.fstat(pool).st_size)
+                undo.pop_all()
             # From here on the descriptors belong to the agent, whatever happens.
-            return _core.Agent(
-                ours.detach(), fds[0], int(str(reply["pool_bytes"])), pagemap, bool(reply["tracks"])
-            )
+            return _core.Agent(ours.detach(), pool, pool_bytes, pagemap, bool(reply.get("tracks")))
 
-    def _ask(self, body: dict[str, object], *fds: int) -> tuple[dict[str, object], list[int]]:
+    def _ask(
+        self, body: dict[str, object], fds: tuple[int, ...], nr_fds: int = 0
+    ) -> tuple[dict[str, object], list[int]]:
+        """Return the answer of ksmd and the nr_fds descriptors that come with it."""
         try:
             wire.send_control(self._control, body, fds)
             reply, received = wire.receive_control(self._control)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise NotRunningError(self.instance.directory) from None
-        if "errno" in reply:
-            raise KsmError(int(str(reply["errno"])), f"ksmd refuses: {reply['text']}")
+        except WireError as error:
+            raise self._garbage(str(error)) from None
+        if "errno" in reply or len(received) != nr_fds:
+            for fd in received:
+                os.close(fd)
+            if "errno" not in reply:
+                raise self._garbage(f"{len(received)} descriptors, not {nr_fds}")
+            raise KsmError(self._number(reply, "errno", _MAX_ERRNO), f"ksmd refuses: {reply.get('text')}")
         return reply, received
+
+    def _number(self, reply: dict[str, object], name: str, highest: int) -> int:
+        number = reply.get(name)
+        if not isinstance(number, int) or not 0 < number <= highest:
+            raise self._garbage(f"no {name}, or a wrong one")
+        return number
+
+    def _garbage(self, what: str) -> KsmError:
+        return KsmError(errno.EPROTO, f"what serves {self.instance.directory} is no ksmd: {what}")
 
     def add_space(self, start: int, size: int, own: int) -> int:
         """Register an address space; returns its id. `own` belongs to the agent from here on.
@@ -64,10 +88,10 @@ class Attachment:
         """
         read_only = shared_object.open_read_only(own)
         try:
-            reply, _ = self._ask({"space": {"start": start, "size": size}}, read_only)
+            reply, _ = self._ask({"space": {"start": start, "size": size}}, (read_only,))
         finally:
             os.close(read_only)
-        space = int(str(reply["space"]))
+        space = self._number(reply, "space", _MAX_SPACE)
         self.agent.add_space(space, start, size, own)
         self.nr_spaces += 1
         return space
