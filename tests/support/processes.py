@@ -26,7 +26,7 @@ class Worker:
     `state` is a namespace that lasts as long as the worker. Functions travel by dill, so closures work.
     """
 
-    def __init__(self, directory=None, break_step=None, user=None, prefix=()):
+    def __init__(self, directory=None, break_step=None, prefix=()):
         ours, theirs = Pipe()
         command = [sys.executable, "-m", _MAIN, str(theirs.fileno())]
         env = {**os.environ}
@@ -34,8 +34,6 @@ class Worker:
             env["KSMEMU_DIR"] = str(directory)
         if break_step is not None:
             env["KSMEMU_BREAK"] = break_step
-        if user is not None:
-            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
         command = [*prefix, *command]  # it must end in exec: the pid is to be the worker's
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env)
         self.pid = self.process.pid
