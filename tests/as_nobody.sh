@@ -1,0 +1,28 @@
+#!/bin/sh
+# Run the tests that meet the kernel as an ordinary user: nobody, without any capability, and with no way
+# to get one. They run in a copy, since the checkout may lie where nobody cannot go.
+#
+#   tests/as_nobody.sh [PYTEST ARGUMENT…]      as root, after `make venv`
+set -eu
+cd "$(dirname "$0")/.."
+python=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
+packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+there=$(mktemp -d "${TMPDIR:-/tmp}/ksmemu-nobody.XXXXXX")
+trap 'rm -rf "$there"' EXIT
+trap 'exit 130' INT TERM HUP
+
+mkdir "$there/checkout" "$there/packages" "$there/home" "$there/tmp"
+{ git -c safe.directory='*' ls-files -z; printf '%s\0' ksmemu/*.so; } |
+	tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$there/checkout"
+tar --create --directory="$packages" --exclude=mypy --exclude=pip --exclude='clang_format*' \
+	--exclude=__pycache__ . | tar --extract --directory="$there/packages"
+chown -R nobody:nogroup "$there"
+chmod 755 "$there"
+
+[ $# -gt 0 ] || set -- tests/flow tests/guarantees tests/core tests/hostile
+cd "$there/checkout"
+env -i PATH="$PATH" LANG="${LANG:-C.UTF-8}" HOME="$there/home" TMPDIR="$there/tmp" \
+	PYTHONPATH="$there/checkout:$there/packages" \
+	setpriv --reuid=nobody --regid=nogroup --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs \
+	"$python" -m pytest -p no:cacheprovider -m 'not root' "$@"
