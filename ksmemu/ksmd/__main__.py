@@ -19,7 +19,7 @@ from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 NICE = 5
 """As the kernel's ksmd."""
 
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 256 << 10
 """Tables are built anew as they grow: what they leave behind shall not stay in the heap."""
 
 

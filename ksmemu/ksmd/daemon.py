@@ -125,6 +125,7 @@ class Daemon:
             self._hear(0.0)
 
     def _end_scan(self) -> None:
+        self._scan.reconsider()
         self._scan.flush()
         self._settle(STALLED_SECONDS)
         stats = self._domain.stats

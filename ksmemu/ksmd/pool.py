@@ -49,6 +49,7 @@ class Pool:
         self.pending = column(self.nr_frames, np.uint32)
         self.fingerprint = column(self.nr_frames, np.uint64)
         self.is_fresh = column(self.nr_frames, np.bool_)
+        self._has_room_again = column(self.nr_frames, np.bool_)
         self.nr_used = 0
         self.nr_refs = 0
         self._high = 0  # no frame from here on was ever used
@@ -116,10 +117,17 @@ class Pool:
         which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
         self.nr_refs -= int(counts.sum())
         self.refs[which] -= counts.astype(np.uint32)
+        self._has_room_again[which] = True
         gone = which[self.refs[which] == 0]
         self.nr_used -= len(gone)
         self.ladders.drop(gone)
         self.discard(gone)
+
+    def take_reopened(self) -> Frames:
+        """Return the frames in use that lost a reference since the last call."""
+        frames = np.flatnonzero(self._has_room_again[: self._high])
+        self._has_room_again[frames] = False
+        return frames[self.refs[frames] > 0]
 
     def set_aside(self, nr: int) -> int | None:
         """Take nr consecutive frames out of what allocate() gives; return the first, or None."""

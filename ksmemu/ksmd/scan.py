@@ -78,6 +78,20 @@ class Scan:
                 return slot
         return None
 
+    def reconsider(self) -> None:
+        """Make candidates of the pages that wait while a frame of their content has room again."""
+        domain = self._domain
+        prints = np.unique(domain.pool.fingerprint[domain.pool.take_reopened()])
+        index, where = domain.unstable.waiting(prints)
+        if len(where):
+            domain.move(where, State.SETTLED)
+            self._add(where, prints[index])
+
+    def _add(self, where: Places, fingerprints: Fingerprints) -> None:
+        self._where.append(where)
+        self._fingerprints.append(fingerprints)
+        self._nr_candidates += len(where)
+
     def flush(self) -> None:
         """Match and order what has been found so far."""
         if self._nr_candidates:
@@ -99,9 +113,7 @@ class Scan:
         if len(settled):
             fingerprints = domain.checksum.pages(slot, settled)
             slot.rmap.move(settled, State.SETTLED)
-            self._where.append(places(slot.id, settled))
-            self._fingerprints.append(fingerprints)
-            self._nr_candidates += len(settled)
+            self._add(places(slot.id, settled), fingerprints)
         broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
         rehome.order(domain, slot, broken)

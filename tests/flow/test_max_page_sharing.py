@@ -57,7 +57,6 @@ def test_it_is_put_back_while_pages_are_shared(stepped, memory):
     assert stepped.read("max_page_sharing") == 7
 
 
-@pytest.mark.xfail(reason="a page that waits is not looked up again when a frame of its content gets room")
 def test_room_in_a_frame_is_filled_by_a_page_that_waits(start_stepped, memory):
     stepped = start_stepped(max_page_sharing=10)
     one = memory(stepped)
