@@ -65,7 +65,7 @@ class Domain:
             end = at + int(part["nr_pages"].sum())
             self._next_order += 1
             live = np.ones(end - at, dtype=np.bool_)
-            order = Order(slot, kind, pages[at:end], frames[at:end], live)
+            order = Order(slot, kind, pages[at:end], frames[at:end], live, len(part))
             message = wire.pack_order(kind, slot.id, self._next_order, slot.epoch, part)
             self.owner[slot.id].send(self._next_order, order, message)
             at = end

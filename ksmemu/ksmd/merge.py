@@ -128,7 +128,7 @@ def _on_the_wire(domain: Domain, pages: Pages, frames: Frames) -> npt.NDArray[np
 def _within_budget(worker: Worker, laid: runs.Runs) -> npt.NDArray[np.bool_]:
     """Choose the runs that the worker's mapping budget allows: a run may cost two mappings."""
     limit = runs.mapping_limit()
-    if worker.mappings + 2 * len(laid) > limit:
+    if worker.is_count_old() or worker.mappings + 2 * len(laid) > limit:
         worker.count_mappings()
     return runs.longest(laid, (limit - worker.mappings) // 2)
 

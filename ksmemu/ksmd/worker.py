@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 STALLED_SECONDS = 0.25
 """A worker that owes an answer for so long (stopped, swapped out) is not waited for until it answers."""
 
+_COUNT_SHARE = 20
+
 
 @dataclass(slots=True)
 class Order:
@@ -37,6 +39,7 @@ class Order:
     pages: Pages
     frames: Frames
     live: npt.NDArray[np.bool_]
+    nr_runs: int = 0
     sent_at: float = 0.0
 
 
@@ -59,6 +62,9 @@ class Worker:
     """No answer will come: it was cut off, or its agent has ended."""
     mappings: int = 0
     """Mappings of the process: counted, plus what was ordered since."""
+    counted_at: float = 0.0
+    count_seconds: float = 0.0
+    """When they were counted, and how long that took."""
 
     def send(self, order_id: int, order: Order, message: bytes) -> None:
         """Send an order, or keep it until the socket has room."""
@@ -92,17 +98,25 @@ class Worker:
         poll.register(self.order, select.POLLIN)
         return not poll.poll(0)
 
+    def is_count_old(self) -> bool:
+        """Whether to count again; the worker maps and unmaps as it likes. At most a twentieth of the time."""
+        return time.monotonic() - self.counted_at > _COUNT_SHARE * self.count_seconds
+
     def count_mappings(self) -> int:
         """Count the mappings of the process as they are now; 0 when it is gone.
 
         Where we may not look (PR_SET_DUMPABLE), it keeps its last count and what was ordered since.
         """
+        since = time.monotonic()
+        under_way = 2 * sum(order.nr_runs for order in self.orders.values())
         try:
-            self.mappings = Path(f"/proc/{self.pid}/maps").read_bytes().count(b"\n")
+            self.mappings = Path(f"/proc/{self.pid}/maps").read_bytes().count(b"\n") + under_way
         except (FileNotFoundError, ProcessLookupError):
             self.mappings = 0
         except OSError as error:
             log.info("pid %d: mappings not counted: %s", self.pid, error.strerror)
+        self.counted_at = time.monotonic()
+        self.count_seconds = self.counted_at - since
         return self.mappings
 
     def close(self) -> None:
