@@ -2,7 +2,7 @@
 # Run the tests that meet the kernel as an ordinary user: nobody, without any capability, and with no way
 # to get one. They run in a copy, since the checkout may lie where nobody cannot go.
 #
-#   tests/as_nobody.sh [PYTEST ARGUMENT…]      as root, after `make venv`
+#   tests/as_nobody.sh [tests/…] [PYTEST OPTION…]      as root, after `make venv`
 set -eu
 cd "$(dirname "$0")/.."
 python=$(.venv/bin/python -c 'import sys; print(sys._base_executable)')
@@ -20,7 +20,10 @@ tar --create --directory="$packages" --exclude=mypy --exclude=pip --exclude='cla
 chown -R nobody:nogroup "$there"
 chmod 755 "$there"
 
-[ $# -gt 0 ] || set -- tests/flow tests/guarantees tests/core tests/hostile
+case "${1-}" in
+tests/*) ;;
+*) set -- tests/flow tests/guarantees tests/core tests/hostile "$@" ;;
+esac
 cd "$there/checkout"
 env -i PATH="$PATH" LANG="${LANG:-C.UTF-8}" HOME="$there/home" TMPDIR="$there/tmp" \
 	PYTHONPATH="$there/checkout:$there/packages" \
