@@ -114,6 +114,7 @@ class _Story:
         self.ok &= saved > 0
         self.figures |= {
             "pages_shared": shared,
+            "ladder_frames": self._ksmd.read("ladder_frames"),
             "pages_sharing": sharing,
             "pages_mergeable": most,
             "seconds_to_converge": round(seconds, 3),
