@@ -60,7 +60,7 @@ class Agent:
         """Make a space known. Its own object belongs to the agent from here on."""
 
     def remove_space(self, space: int, /) -> None:
-        """Drop all mappings of a space but its reservation, close its own object, tell ksmd."""
+        """Unmap all of a space, close its own object, tell ksmd; the addresses are nobody's afterwards."""
 
     def advise(self, space: int, start: int, end: int, adopt: bool, advised: _Readable, /) -> tuple[int, int]:
         """Make [start, end) mergeable; with `adopt`, move it from ordinary memory to the own object first.

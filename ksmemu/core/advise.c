@@ -36,7 +36,8 @@ int ksmemu_agent_remove_space(struct ksmemu_agent *agent, uint32_t id)
 
 		if (space->id != id)
 			continue;
-		error = ksmemu_map_nothing(space->start, space->size);
+		/* Not replaced but taken away: that needs no new mapping, so it works at their limit too. */
+		error = ksmemu_unreserve(space->start, space->size);
 		if (error)
 			return error;
 		ksmemu_report_change(agent, space, KSMEMU_CLOSED, space->start,

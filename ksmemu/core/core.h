@@ -310,9 +310,9 @@ int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 			   int own);
 
 /**
- * ksmemu_agent_remove_space() - the space is about to be unmapped: forget it, tell ksmd
+ * ksmemu_agent_remove_space() - unmap all of a space, close its own object, tell ksmd
  *
- * All of it is reserved address range afterwards, its own object closed.
+ * The addresses are nobody's afterwards. Return: 0; -ENOENT; -ENOMEM: nothing changed.
  */
 int ksmemu_agent_remove_space(struct ksmemu_agent *agent, uint32_t id);
 

@@ -20,6 +20,9 @@ from ksmemu.ksmd.rmap import NO_FRAME
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.units import PAGE_SIZE
 
+_SHARE = 4
+"""A file system with room for this part of memory is large enough for the pool; most have twice that."""
+
 log = logging.getLogger(__name__)
 
 Frames = npt.NDArray[np.int64]
@@ -41,7 +44,7 @@ class Pool:
     def __init__(self) -> None:
         self.nr_frames = os.sysconf("SC_PHYS_PAGES")
         self.nr_bytes = self.nr_frames * PAGE_SIZE
-        self._fd = shared_object.create(self.nr_bytes, needed=PAGE_SIZE)
+        self._fd = shared_object.create(self.nr_bytes, needed=self.nr_bytes // _SHARE)
         # Nobody opens it for writing again, not even through /proc/self/fd of the read-only one.
         self._read_only = shared_object.open_read_only(self._fd)
         os.fchmod(self._fd, 0)

@@ -311,12 +311,14 @@ class AddressSpace:
             if self._closed:
                 return
             self._check_no_views(self.start, self.start + self.size)
-            self._closed = True
-            if self._attachment is not None:
+            if self._attachment is None:
+                _core.unreserve(self.start, self.size)
+            else:
                 self._attachment.agent.remove_space(self._id)
-                self._attachment.leave()
-            _core.unreserve(self.start, self.size)
+            self._closed = True
             spaces.discard(self)
+            if self._attachment is not None:
+                self._attachment.leave()
 
     def __enter__(self) -> AddressSpace:
         return self

@@ -18,6 +18,9 @@ _MAX_ERRNO = 4095
 """Source: MAX_ERRNO of <linux/err.h>."""
 _MAX_SPACE = (1 << 32) - 1
 
+_ANSWER_SECONDS = 10.0
+"""ksmd answers between two slices of a scan; only one that is stopped takes so long."""
+
 _lock = threading.Lock()
 _attachments: dict[Path, Attachment] = {}
 
@@ -33,6 +36,7 @@ class Attachment:
         self.instance = instance
         self.nr_spaces = 0
         self._control = instance.connect()
+        self._control.settimeout(_ANSWER_SECONDS)
         try:
             self.agent = self._join()
         except BaseException:
@@ -61,6 +65,10 @@ class Attachment:
             reply, received = wire.receive_control(self._control)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise NotRunningError(self.instance.directory) from None
+        except TimeoutError:
+            self._control.shutdown(socket.SHUT_RDWR)  # what it answers now would be taken for the next answer
+            text = f"the ksmd of {self.instance.directory} does not answer: is it stopped?"
+            raise KsmError(errno.ETIMEDOUT, text) from None
         except WireError as error:
             raise self._garbage(str(error)) from None
         if "errno" in reply or len(received) != nr_fds:
