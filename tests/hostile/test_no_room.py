@@ -3,10 +3,10 @@
 Everything runs in a mount namespace of its own, where a ballast file says how much room is left.
 """
 
-import contextlib
 import errno
 import logging
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from tests.support.waiting import wait_until
 MIB = 1 << 20
 PAGE = procmaps.PAGE
 NR_PAGES = 1031
+MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * PAGE
 
 
 @pytest.fixture
@@ -104,17 +105,37 @@ def _make_twins_and_look(state):
         for mapping in procmaps.mappings("self", space.start, space.start + space.size)
     ]
     state.ksmd.write("run", 1)
-    with contextlib.suppress(AssertionError):  # the pool is in the small /dev/shm
-        wait_until(lambda: state.ksmd.read("pages_sharing") == NR_PAGES, timeout=1)
+    wait_until(lambda: state.ksmd.read("pages_sharing") == NR_PAGES, what="merging")
     assert _has_its_bytes(state)
     return records, found
 
 
 def test_a_pool_without_room_leaves_pages_unmerged_and_ksmd_alive(tmp_path):
-    with SmallShmWorker(MIB) as worker:
+    with SmallShmWorker(MEMORY_BYTES) as worker:
         worker.call(_start_ksmd, tmp_path / "ksmd")
+        worker.call(_shrink_shm, MIB)
         worker.call(_see_that_the_pool_stays_small)
         worker.call(_stop)
+
+
+def test_a_pool_that_would_not_fit_is_a_memfd_and_everything_merges(tmp_path):
+    with SmallShmWorker(MIB) as worker:
+        worker.call(_start_ksmd, tmp_path / "ksmd")
+        worker.call(_see_that_twins_merge)
+        worker.call(_stop)
+
+
+def _shrink_shm(_state, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)
+
+
+def _see_that_twins_merge(state):
+    state.data = os.urandom(NR_PAGES * PAGE)
+    for _ in range(2):
+        _make_space(state, state.data)
+    wait_until(lambda: state.ksmd.read("pages_sharing") == NR_PAGES, what="merging")
+    assert state.ksmd.read("pool_bytes") == NR_PAGES * PAGE > MIB
+    assert _has_its_bytes(state)
 
 
 def _see_that_the_pool_stays_small(state):
