@@ -6,13 +6,13 @@ Everything runs in a mount namespace of its own, where a ballast file says how m
 import errno
 import logging
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import ksmemu
 from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE
+from ksmemu.control import launch
 from tests.support import procmaps
 from tests.support.namespaces import SmallShmWorker
 from tests.support.waiting import wait_until
@@ -20,7 +20,6 @@ from tests.support.waiting import wait_until
 MIB = 1 << 20
 PAGE = procmaps.PAGE
 NR_PAGES = 1031
-MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * PAGE
 
 
 @pytest.fixture
@@ -111,9 +110,8 @@ def _make_twins_and_look(state):
 
 
 def test_a_pool_without_room_leaves_pages_unmerged_and_ksmd_alive(tmp_path):
-    with SmallShmWorker(MEMORY_BYTES) as worker:
-        worker.call(_start_ksmd, tmp_path / "ksmd")
-        worker.call(_shrink_shm, MIB)
+    with SmallShmWorker(MIB) as worker:
+        worker.call(_start_crammed_ksmd, tmp_path / "ksmd")
         worker.call(_see_that_the_pool_stays_small)
         worker.call(_stop)
 
@@ -125,8 +123,9 @@ def test_a_pool_that_would_not_fit_is_a_memfd_and_everything_merges(tmp_path):
         worker.call(_stop)
 
 
-def _shrink_shm(_state, size):
-    subprocess.run(["mount", "-o", f"remount,size={size}", "/dev/shm"], check=True)
+def _start_crammed_ksmd(state, directory):
+    launch.MODULE = "tests.support.crammed_ksmd"
+    _start_ksmd(state, directory)
 
 
 def _see_that_twins_merge(state):
