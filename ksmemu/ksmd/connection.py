@@ -31,6 +31,8 @@ _SO_PEERPIDFD = 77
 """Source: <asm-generic/socket.h>, Linux 6.5."""
 _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
+MAX_NODES = 1024
+"""Source: MAX_NUMNODES, as usual distributions configure it."""
 
 
 class NoRoomError(Exception):
@@ -96,11 +98,18 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
         if not isinstance(space, dict) or len(fds) != 1:
             raise WireError("no space")
         start, size = space.get("start"), space.get("size")
-        if not isinstance(start, int) or not isinstance(size, int):
+        node = space.get("node", 0)
+        if not isinstance(start, int) or not isinstance(size, int) or not isinstance(node, int):
             raise WireError("a space without numbers")
         nr_pages = size // PAGE_SIZE
         is_aligned = start % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
-        if not is_aligned or start < 0 or not 0 < nr_pages <= MAX_PAGES or start + size > _LIMIT:
+        if (
+            not is_aligned
+            or start < 0
+            or not 0 <= node < MAX_NODES
+            or not 0 < nr_pages <= MAX_PAGES
+            or start + size > _LIMIT
+        ):
             raise WireError(f"a space at {start:#x} of {size} bytes")
         own = os.fstat(fds[0])
         if not stat.S_ISREG(own.st_mode) or own.st_size < size:
@@ -115,7 +124,7 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
         raise
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fds[0])
-        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap)
+        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, node)
         wire.send_control(worker.control, {"space": space_id})
         undo.pop_all()
     worker.slots.append(slot)

@@ -80,7 +80,7 @@ class Attachment:
     def _garbage(self, what: str) -> KsmError:
         return KsmError(errno.EPROTO, f"what serves {self.instance.directory} is no ksmd: {what}")
 
-    def add_space(self, start: int, size: int, own: int) -> int:
+    def add_space(self, start: int, size: int, own: int, node: int) -> int:
         """Register an address space; returns its id. `own` belongs to the agent from here on.
 
         Raises:
@@ -88,7 +88,7 @@ class Attachment:
         """
         read_only = shared_object.open_read_only(own)
         try:
-            reply, _ = self._ask({"space": {"start": start, "size": size}}, (read_only,))
+            reply, _ = self._ask({"space": {"start": start, "size": size, "node": node}}, (read_only,))
         finally:
             os.close(read_only)
         space = self._number(reply, "space", _MAX_SPACE)
@@ -111,7 +111,7 @@ class Attachment:
 
 
 def attach(
-    directory: str | os.PathLike[str] | None, start: int, size: int, own: int
+    directory: str | os.PathLike[str] | None, start: int, size: int, own: int, node: int
 ) -> tuple[Attachment, int]:
     """Register a space with the ksmd of a directory; join that ksmd first if this process has not.
 
@@ -127,7 +127,7 @@ def attach(
             attachment = Attachment(instance)
             _attachments[instance.directory] = attachment
         try:
-            return attachment, attachment.add_space(start, size, own)
+            return attachment, attachment.add_space(start, size, own, node)
         except BaseException:
             if attachment.nr_spaces == 0:
                 attachment._close()  # noqa: SLF001 - same module

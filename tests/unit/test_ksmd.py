@@ -46,9 +46,7 @@ def test_counters_and_stats_are_all_there(ksmd):
     assert ksmd.stats().keys() == STATS.keys()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("run", 3), ("run", -1), ("walk", 1), ("full_scans", 1)]
-)
+@pytest.mark.parametrize(("name", "value"), [("run", 3), ("run", -1), ("walk", 1), ("full_scans", 1)])
 def test_a_bad_value_is_refused_before_anything_is_done(ksmd, instance, name, value):
     with pytest.raises(ValueError, match=name):
         ksmd.write(name, value)
