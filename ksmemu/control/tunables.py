@@ -114,7 +114,7 @@ _TABLE = (
     ),
     Tunable("use_zero_pages", 0, "zeros merge with the zero page", parse_bool),
     Tunable("merge_across_nodes", 1, "0: only within a node", within(0, 1)),
-    Tunable("stable_node_chains_prune_millisecs", 2000, "no effect: nothing is pruned", parse_u32),
+    Tunable("stable_node_chains_prune_millisecs", 2000, "no effect: none is pruned", parse_u32),
     Tunable("smart_scan", 1, "pass over pages that never merge", parse_bool),
     Tunable("advisor_mode", 0, "who sets pages_to_scan", parse_advisor_mode, show_advisor_mode),
     Tunable("advisor_max_cpu", 70, "per cent of one CPU, at most", parse_ulong),
