@@ -86,13 +86,24 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
 
 
-def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
-    """Read a worker's request on the control socket and register the space that it hands over.
+def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
+    """Read a worker's request on the control socket: a space to register (returned), or its prctl setting.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
     """
     body, fds = wire.receive_control(worker.control)
+    merge_any = body.get("merge_any")
+    if isinstance(merge_any, bool) and not fds:
+        worker.merge_any = merge_any
+        wire.send_control(worker.control, {"merge_any": merge_any})
+        return None
+    return _register(domain, worker, space_id, body, fds)
+
+
+def _register(
+    domain: Domain, worker: Worker, space_id: int, body: dict[str, object], fds: list[int]
+) -> MmSlot:
     try:
         space = body.get("space")
         if not isinstance(space, dict) or len(fds) != 1:

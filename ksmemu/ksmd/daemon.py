@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, rehome
@@ -55,6 +56,7 @@ class Daemon:
         self._scan = Scan(self._domain, tracker)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
         self._control = ControlDirectory(instance, self.store)
+        self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
         self._spare = _spare()
         self._run = STOP
@@ -112,6 +114,7 @@ class Daemon:
         self._outside.register(fd, select.EPOLLIN)
 
     def _publish(self) -> None:
+        self._proc.publish(self._domain.processes())
         self._control.publish(self._domain.counters(), self._domain.own_counters())
 
     # ---- scanning ----------------------------------------------------------------------------------
@@ -269,12 +272,12 @@ class Daemon:
             return
         self._domain.workers.append(worker)
         self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
-        self._listen_to(control.fileno(), functools.partial(self._register, worker))
+        self._listen_to(control.fileno(), functools.partial(self._answer, worker))
         self._listen_to(worker.order.fileno(), functools.partial(self._report, worker))
 
-    def _register(self, worker: Worker) -> None:
+    def _answer(self, worker: Worker) -> None:
         try:
-            connection.register(self._domain, worker, self._next_space)
+            slot = connection.answer(self._domain, worker, self._next_space)
         except connection.NoRoomError as refusal:
             log.info("pid %d: %s", worker.pid, refusal)
         except EOFError:
@@ -283,7 +286,7 @@ class Daemon:
         except (WireError, OSError) as error:
             self._cut_off(worker, error)
         else:
-            self._next_space += 1
+            self._next_space += slot is not None
 
     def _report(self, worker: Worker) -> None:
         try:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
+from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
 from ksmemu.ksmd.checksum import Checksum
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
@@ -21,10 +22,6 @@ from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.unstable import Unstable
 from ksmemu.ksmd.worker import Order, Worker
 from ksmemu.units import PAGE_SIZE
-
-RMAP_ITEM_BYTES = 64
-"""sizeof(struct ksm_rmap_item): profit is counted as the kernel counts it."""
-
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
@@ -138,6 +135,10 @@ class Domain:
             "full_scans": self.stats.full_scans,
         }
 
+    def processes(self) -> dict[int, Process]:
+        """Return the figures of each worker that has spaces, by pid."""
+        return {worker.pid: _figures(worker) for worker in self.workers if worker.slots}
+
     def own_counters(self) -> Mapping[str, int]:
         """Return the counters that the kernel does not have."""
         return {
@@ -160,3 +161,15 @@ class Domain:
             worker.close()
         self.pool.close()
         self.checksum.close()
+
+
+def _figures(worker: Worker) -> Process:
+    counts = np.sum([slot.rmap.counts for slot in worker.slots], axis=0)
+    merging = int(counts[State.MERGED] + counts[State.REHOMING])
+    return Process(
+        rmap_items=merging + int(counts[State.WRITTEN : State.MERGED].sum()),
+        zero_pages=int(counts[State.ZERO]),
+        merging_pages=merging,
+        merge_any=worker.merge_any,
+        mergeable=any(len(slot.advised) for slot in worker.slots),
+    )

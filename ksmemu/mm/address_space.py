@@ -288,6 +288,8 @@ class AddressSpace:
             raise
         self._own, self._own_inode = own, os.fstat(own).st_ino
         self._attachment = attachment
+        if merge_any:
+            attachment.tell_merge_any(True)
         return attachment
 
     def madvise_all(self, advice: int) -> None:

@@ -96,6 +96,10 @@ class Attachment:
         self.nr_spaces += 1
         return space
 
+    def tell_merge_any(self, on: bool) -> None:  # noqa: FBT001 - as the prctl
+        """Let ksmd know what this process has set with prctl, for its figures."""
+        self._ask({"merge_any": on}, ())
+
     def leave(self) -> None:
         """A space of this attachment is gone."""
         with _lock:
@@ -132,6 +136,14 @@ def attach(
             if attachment.nr_spaces == 0:
                 attachment._close()  # noqa: SLF001 - same module
             raise
+
+
+def tell_merge_any(on: bool) -> None:  # noqa: FBT001 - as the prctl
+    """Let every ksmd that this process has joined know; one that is gone need not."""
+    with _lock:
+        for attachment in _attachments.values():
+            with contextlib.suppress(NotRunningError):
+                attachment.tell_merge_any(on)
 
 
 def forget_in_child() -> None:
