@@ -43,7 +43,7 @@ def agree(engines):
         notes = []
         for engine in engines(**tunables):
             workload(engine)
-            notes.append(list(engine.notes))
+            notes.append(engine.notes)
             engine.leave()
         kernel, own = notes
         assert kernel, "the workload noted nothing"

@@ -76,5 +76,6 @@ def open_space(state, nr_pages):
 
 
 def discard(state, first, nr):
-    """Throw pages away: they read as zeros, and hold no memory until they are written."""
-    state.space.madvise(state.start + first * PAGE, nr * PAGE, mmap.MADV_DONTNEED)
+    """Throw pages away, so that they hold no memory until they are written; they are mergeable anew."""
+    for advice in (mmap.MADV_DONTNEED, mmap.MADV_MERGEABLE):
+        state.space.madvise(state.start + first * PAGE, nr * PAGE, advice)

@@ -54,17 +54,21 @@ class Engine:
     ksmd: object
     crew: object
     started: list = field(default_factory=list)
+    idle: list = field(default_factory=list)
     members: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    _sleep: int | None = None
 
-    def worker(self):
+    def _worker(self):
+        if self.idle:
+            return self.idle.pop()
         worker = Worker(getattr(self.ksmd, "directory", None))
         self.started.append(worker)
         return worker
 
-    def member(self, nr_pages, worker=None):
+    def member(self, nr_pages):
         """Return a member with a mapped and advised space; members register in this order."""
-        member = Member(self, worker or self.worker(), nr_pages)
+        member = Member(self, self._worker(), nr_pages)
         self.members.append(member)
         return member
 
@@ -101,12 +105,36 @@ class Engine:
         self.notes.append({name: self.ksmd.read(name) for name in AT_REST})
 
     def leave(self):
-        """End a workload: nothing is merged, no space is left; workers stay."""
+        """End a workload: nothing is merged, no space is left; workers stay for the next one."""
         for member in self.members:
             member.close()
         self.members.clear()
-        self.notes.clear()
+        self._forget_spaces()
         self.unmerge()
+
+    def _forget_spaces(self):
+        """Scan until ksmd has none left: a worker that maps anew is then the last one again."""
+        self.ksmd.write("sleep_millisecs", 0)
+        self.ksmd.write("run", 1)
+        seen = []
+
+        def has_stopped():
+            seen.append(self.ksmd.read("full_scans"))
+            return len(set(seen[-5:])) == 1 and len(seen) >= 5
+
+        wait_until(has_stopped, what="the last space to go")
+
+    def step(self):
+        """Scan everything once; between two steps ksmd sleeps, from the first on."""
+        before = self.ksmd.read("full_scans")
+        if self._sleep is None:
+            self._sleep = 1_000_003
+            self.ksmd.write("sleep_millisecs", self._sleep)
+            self.ksmd.write("run", 1)
+        else:
+            self._sleep ^= 1  # a write that changes it wakes ksmd
+            self.ksmd.write("sleep_millisecs", self._sleep)
+        wait_until(lambda: self.ksmd.read("full_scans") > before, what="a full scan")
 
     def close(self):
         for worker in self.started:
@@ -140,6 +168,7 @@ class Member:
     def close(self):
         if self.is_open:
             self._worker.call(self._engine.crew.close_space)
+            self._engine.idle.append(self._worker)
             self.is_open = False
 
     def __getattr__(self, name):
