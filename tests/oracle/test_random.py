@@ -3,10 +3,11 @@
 import os
 import random
 
-import ksmemu
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+
+import ksmemu
 
 pytestmark = pytest.mark.root
 SEED = int(os.environ.get("KSMEMU_ORACLE_SEED") or random.SystemRandom().randrange(1 << 32))

@@ -1,7 +1,8 @@
 """Few pages, one step at a time: merged, changed, changed back, discarded, gone."""
 
-import ksmemu
 import pytest
+
+import ksmemu
 
 pytestmark = pytest.mark.root
 NR_PAGES = 13

@@ -1,7 +1,8 @@
 """Pages of zeros: merged with each other, or with the zero page."""
 
-import ksmemu
 import pytest
+
+import ksmemu
 
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("use_zero_pages", [0, 1])]
 NR_PAGES = 31

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import ksmemu
 from tests.support import anonymous, crew, procmaps
 from tests.support.kernel_ksm import process_figures
-from tests.support.procmaps import PAGE
 from tests.support.processes import Worker
+from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 
 AT_REST = (
