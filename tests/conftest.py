@@ -54,6 +54,8 @@ def start_ksmd(tmp_path, monkeypatch):
             monkeypatch.setenv("KSMEMU_BREAK", broken)
         if module:
             monkeypatch.setattr(launch, "MODULE", module)
+        # Otherwise what waits is counted as volatile for most of the time, as in the kernel.
+        tunables.setdefault("smart_scan", 0)
         ksmd = Ksmd(tmp_path / f"ksmd{len(started)}", **tunables)
         monkeypatch.delenv("KSMEMU_BREAK", raising=False)
         started.append(ksmd)

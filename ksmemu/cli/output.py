@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import click
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
-_NAME_WIDTH = 17
-_VALUE_WIDTH = 14
+_NAME_WIDTH = 25
+_VALUE_WIDTH = 16
 
 
 def size(nr_bytes: int) -> str:

@@ -10,7 +10,7 @@ from ksmemu.cli.options import directory_option, json_option
 from ksmemu.cli.output import echo_json, echo_lines, size
 from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.ksmd import connect
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.tunables import TUNABLES, Tunable
 from ksmemu.units import PAGE_SIZE
 
 
@@ -50,4 +50,5 @@ def _rows(values: dict[str, int]) -> Iterator[tuple[str, object, str]]:
     for table in (TUNABLES, COUNTERS, STATS):
         yield "", "", ""
         for name, entry in table.items():
-            yield name, values[name], entry.meaning
+            shown = entry.show(values[name]) if isinstance(entry, Tunable) else values[name]
+            yield name, shown, entry.meaning

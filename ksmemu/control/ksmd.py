@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import select
 import signal
 import time
@@ -17,6 +16,7 @@ from typing import Self
 from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.launch import checked, last_log_line, launch
 from ksmemu.control.sysfs import VALUE_WIDTH
+from ksmemu.control.tunables import TUNABLES
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
 
@@ -49,7 +49,7 @@ class RunningKsmd:
             while not (text := (folder / name).read_text()):
                 self._require_alive()
                 time.sleep(_POLL_SECONDS)  # another client has truncated it and is about to write
-            return int(text)
+            return TUNABLES[name].parse(text.rstrip(" \n")) if name in TUNABLES else int(text)
         except FileNotFoundError:
             self._require_alive()
             raise
@@ -212,4 +212,4 @@ def start_detached(directory: str | os.PathLike[str] | None = None, **tunables: 
 
 def _is_normal(content: bytes) -> bool:
     """Whether ksmd has taken a store: it leaves the value at a width that no client uses."""
-    return len(content) == VALUE_WIDTH + 1 and re.fullmatch(rb"[0-9]+ *\n", content) is not None
+    return len(content) == VALUE_WIDTH + 1 and content.count(b"\n") == 1

@@ -42,9 +42,9 @@ OnStore = Callable[[str, int], None]
 """Obey a store of (name, value); ValueError or OSError refuses it: the old value is shown again."""
 
 
-def value_text(value: int) -> bytes:
-    """Return the value as its file shows it, VALUE_WIDTH columns and a newline."""
-    return f"{value:<{VALUE_WIDTH}d}\n".encode()
+def value_text(text: str) -> bytes:
+    """Return the text of a value as its file shows it, VALUE_WIDTH columns and a newline."""
+    return f"{text:<{VALUE_WIDTH}}\n".encode()
 
 
 class ControlDirectory:
@@ -57,7 +57,7 @@ class ControlDirectory:
         """Create every file: tunables (0644) with their defaults, counters (0444) with 0."""
         self._on_store = on_store
         self._tunables = {
-            name: _ValueFile(instance.control / name, 0o644, tunable.default)
+            name: _ValueFile(instance.control / name, 0o644, tunable.default, tunable.show)
             for name, tunable in TUNABLES.items()
         }
         self._counters = {name: _ValueFile(instance.control / name, 0o444, 0) for name in COUNTERS}
@@ -125,7 +125,7 @@ class ControlDirectory:
             return  # a client has truncated it and is about to write
         # The padding is ours: what was read may be stored again.
         text = content.split("\n", 1)[0].rstrip(" ")
-        if text != str(file.value):
+        if text != file.text():
             try:
                 self._obey(name, text)
             except (ValueError, OSError) as refusal:
@@ -171,14 +171,19 @@ class ControlDirectory:
 class _ValueFile:
     """One file and the value it shows; written in place at fixed width, never renamed."""
 
-    def __init__(self, path: Path, mode: int, value: int) -> None:
+    def __init__(self, path: Path, mode: int, value: int, show: Callable[[int], str] = str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.value = value
         self._mode = mode
+        self._show = show
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         os.fchmod(self._fd, mode)  # whatever the umask
-        os.pwrite(self._fd, value_text(value), 0)
+        os.pwrite(self._fd, value_text(self.text()), 0)
+
+    def text(self) -> str:
+        """Return the value as it is shown, without the padding."""
+        return self._show(self.value)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -186,14 +191,14 @@ class _ValueFile:
     def show(self, value: int) -> None:
         if value != self.value:
             self.value = value
-            os.pwrite(self._fd, value_text(value), 0)
+            os.pwrite(self._fd, value_text(self.text()), 0)
 
     def content(self) -> str:
         return os.pread(self._fd, 4096, 0).decode("ascii", "replace")
 
     def restore(self, taken: str) -> None:
         """Show the value again in the place of what a client has written, and was taken."""
-        text = value_text(self.value)
+        text = value_text(self.text())
         if self.content() != taken:
             return  # a client has stored again: that store's own event is under way
         if taken.encode() != text:
@@ -210,6 +215,6 @@ class _ValueFile:
     def recreated(self) -> _ValueFile:
         """Return a new file at the path with the same value; this one is closed."""
         self.path.unlink(missing_ok=True)
-        new = _ValueFile(self.path, self._mode, self.value)
+        new = _ValueFile(self.path, self._mode, self.value, self._show)
         self.close()
         return new

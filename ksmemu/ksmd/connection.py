@@ -31,6 +31,8 @@ _SO_PEERPIDFD = 77
 """Source: <asm-generic/socket.h>, Linux 6.5."""
 _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
+MAX_NODES = 1024
+"""Source: MAX_NUMNODES, as usual distributions configure it."""
 
 
 class NoRoomError(Exception):
@@ -84,23 +86,41 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
 
 
-def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
-    """Read a worker's request on the control socket and register the space that it hands over.
+def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
+    """Read a worker's request on the control socket: a space to register (returned), or its prctl setting.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
     """
     body, fds = wire.receive_control(worker.control)
+    merge_any = body.get("merge_any")
+    if isinstance(merge_any, bool) and not fds:
+        worker.merge_any = merge_any
+        wire.send_control(worker.control, {"merge_any": merge_any})
+        return None
+    return _register(domain, worker, space_id, body, fds)
+
+
+def _register(
+    domain: Domain, worker: Worker, space_id: int, body: dict[str, object], fds: list[int]
+) -> MmSlot:
     try:
         space = body.get("space")
         if not isinstance(space, dict) or len(fds) != 1:
             raise WireError("no space")
         start, size = space.get("start"), space.get("size")
-        if not isinstance(start, int) or not isinstance(size, int):
+        node = space.get("node", 0)
+        if not isinstance(start, int) or not isinstance(size, int) or not isinstance(node, int):
             raise WireError("a space without numbers")
         nr_pages = size // PAGE_SIZE
         is_aligned = start % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
-        if not is_aligned or start < 0 or not 0 < nr_pages <= MAX_PAGES or start + size > _LIMIT:
+        if (
+            not is_aligned
+            or start < 0
+            or not 0 <= node < MAX_NODES
+            or not 0 < nr_pages <= MAX_PAGES
+            or start + size > _LIMIT
+        ):
             raise WireError(f"a space at {start:#x} of {size} bytes")
         own = os.fstat(fds[0])
         if not stat.S_ISREG(own.st_mode) or own.st_size < size:
@@ -115,7 +135,7 @@ def register(domain: Domain, worker: Worker, space_id: int) -> MmSlot:
         raise
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fds[0])
-        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap)
+        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, node)
         wire.send_control(worker.control, {"space": space_id})
         undo.pop_all()
     worker.slots.append(slot)

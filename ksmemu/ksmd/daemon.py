@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, rehome
@@ -24,6 +25,7 @@ from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
+from ksmemu.ksmd.tuning import Tuning
 from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
 from ksmemu.wire import WireError
 
@@ -52,7 +54,9 @@ class Daemon:
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
         self._scan = Scan(self._domain, tracker)
+        self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
         self._control = ControlDirectory(instance, self.store)
+        self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
         self._spare = _spare()
         self._run = STOP
@@ -110,6 +114,7 @@ class Daemon:
         self._outside.register(fd, select.EPOLLIN)
 
     def _publish(self) -> None:
+        self._proc.publish(self._domain.processes())
         self._control.publish(self._domain.counters(), self._domain.own_counters())
 
     # ---- scanning ----------------------------------------------------------------------------------
@@ -130,6 +135,8 @@ class Daemon:
         self._settle(STALLED_SECONDS)
         stats = self._domain.stats
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
+        self._domain.count_chains()
+        self._tuning.end_scan()
         self._publish()
         stats.full_scans += 1
 
@@ -156,19 +163,14 @@ class Daemon:
         """Obey a store into a control file.
 
         Raises:
-            OSError: refused: EBUSY max_page_sharing while pages are shared; ENOMEM run=2 without room, which
-                leaves run at 0.
+            OSError: refused: ENOMEM: run=2 without room, which leaves run at 0; otherwise as Tuning.store().
         """
         if name == "run":
             self._set_run(value)
         elif name == "sleep_millisecs":
             self._next_batch = 0.0
-        elif name == "max_page_sharing":
-            if self._domain.pool.nr_used:
-                raise OSError(errno.EBUSY, "pages are shared: run=2 first")
-            self._domain.max_page_sharing = value
-        elif name == "use_zero_pages":
-            self._domain.use_zero_pages = bool(value)
+        else:
+            self._tuning.store(name, value)
         self._publish()  # before the file shows that the store was obeyed
 
     def _set_run(self, value: int) -> None:
@@ -201,6 +203,8 @@ class Daemon:
             pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
             states = slot.rmap.state[pages]
             slot.rmap.move(pages[states <= State.UNSTABLE], State.NEW)
+            slot.rmap.rejuvenate(pages)
+        domain.count_chains()
         stopped = [worker for worker in domain.workers if worker.orders]
         if domain.count(State.MERGED, State.ZERO):
             raise OSError(errno.ENOMEM, "some pages could not be unmerged")
@@ -268,12 +272,12 @@ class Daemon:
             return
         self._domain.workers.append(worker)
         self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
-        self._listen_to(control.fileno(), functools.partial(self._register, worker))
+        self._listen_to(control.fileno(), functools.partial(self._answer, worker))
         self._listen_to(worker.order.fileno(), functools.partial(self._report, worker))
 
-    def _register(self, worker: Worker) -> None:
+    def _answer(self, worker: Worker) -> None:
         try:
-            connection.register(self._domain, worker, self._next_space)
+            slot = connection.answer(self._domain, worker, self._next_space)
         except connection.NoRoomError as refusal:
             log.info("pid %d: %s", worker.pid, refusal)
         except EOFError:
@@ -282,7 +286,7 @@ class Daemon:
         except (WireError, OSError) as error:
             self._cut_off(worker, error)
         else:
-            self._next_space += 1
+            self._next_space += slot is not None
 
     def _report(self, worker: Worker) -> None:
         try:
@@ -315,6 +319,7 @@ class Daemon:
         for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
             self._ignore(fd)
         connection.reap(self._domain, worker)
+        self._domain.count_chains()
         self._publish()
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ksmemu import wire
+from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
 from ksmemu.ksmd.checksum import Checksum
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
@@ -16,12 +18,12 @@ from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import HOLDS_FRAME, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
+from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.unstable import Unstable
 from ksmemu.ksmd.worker import Order, Worker
 from ksmemu.units import PAGE_SIZE
 
-RMAP_ITEM_BYTES = 64
-"""sizeof(struct ksm_rmap_item): profit is counted as the kernel counts it."""
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class Stats:
 
     full_scans: int = 0
     pages_scanned: int = 0
+    pages_skipped: int = 0
     pages_over_budget: int = 0
     """Of the last full scan."""
     over_budget_so_far: int = 0
@@ -55,6 +58,9 @@ class Domain:
         self.stats = Stats()
         self.max_page_sharing = 256
         self.use_zero_pages = False
+        self.smart_scan = True
+        self.merge_across_nodes = True
+        self.nr_chains, self.nr_dups = 0, 0
         self.is_unmerging = False  # run=2: a merge whose outcome comes late is undone
         self._next_order = 0
 
@@ -73,6 +79,22 @@ class Domain:
     def count(self, *states: State) -> int:
         """Return how many pages are in one of the states, over all spaces."""
         return sum(int(slot.rmap.counts[list(states)].sum()) for slot in self.slots.values())
+
+    def mark_of(self, slot: MmSlot) -> np.uint64:
+        """Return what is mixed into fingerprints of a space, so that pages of two nodes are not equal."""
+        if self.merge_across_nodes:
+            return np.uint64(0)
+        return np.uint64((slot.node + 1) * _GOLDEN_RATIO % (1 << 64))
+
+    def is_zero(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
+        """Return of each fingerprint whether it is that of a page of zeros, on whatever node."""
+        zero = np.uint64(self.checksum.zero)
+        marks = {self.mark_of(slot) for slot in self.slots.values()}
+        return np.isin(fingerprints, np.array([zero ^ mark for mark in marks], dtype=np.uint64))
+
+    def count_chains(self) -> None:
+        """Bring the figures of chains and dups up to date."""
+        self.nr_chains, self.nr_dups = self.stable.chains()
 
     def move(self, where: Places, state: State) -> None:
         """Take pages of any spaces to a state."""
@@ -96,7 +118,7 @@ class Domain:
         shared = self.pool.nr_used
         sharing = max(self.count(State.MERGED, State.REHOMING) - shared, 0)
         unshared = self.count(State.UNSTABLE)
-        volatile = self.count(State.WRITTEN, State.SETTLED, State.ORDERED)
+        volatile = self.count(State.WRITTEN, State.SETTLED, State.SKIPPED, State.ORDERED)
         zero = self.count(State.ZERO)
         items = shared + sharing + unshared + volatile
         return {
@@ -105,10 +127,17 @@ class Domain:
             "pages_sharing": sharing,
             "pages_unshared": unshared,
             "pages_volatile": volatile,
+            "pages_skipped": self.stats.pages_skipped,
             "ksm_zero_pages": zero,
+            "stable_node_chains": self.nr_chains,
+            "stable_node_dups": self.nr_dups,
             "general_profit": (sharing + zero) * PAGE_SIZE - items * RMAP_ITEM_BYTES,
             "full_scans": self.stats.full_scans,
         }
+
+    def processes(self) -> dict[int, Process]:
+        """Return the figures of each worker that has spaces, by pid."""
+        return {worker.pid: _figures(worker) for worker in self.workers if worker.slots}
 
     def own_counters(self) -> Mapping[str, int]:
         """Return the counters that the kernel does not have."""
@@ -132,3 +161,15 @@ class Domain:
             worker.close()
         self.pool.close()
         self.checksum.close()
+
+
+def _figures(worker: Worker) -> Process:
+    counts = np.sum([slot.rmap.counts for slot in worker.slots], axis=0)
+    merging = int(counts[State.MERGED] + counts[State.REHOMING])
+    return Process(
+        rmap_items=merging + int(counts[State.WRITTEN : State.MERGED].sum()),
+        zero_pages=int(counts[State.ZERO]),
+        merging_pages=merging,
+        merge_any=worker.merge_any,
+        mergeable=any(len(slot.advised) for slot in worker.slots),
+    )

@@ -65,10 +65,11 @@ class ChecksumTracker:
         return written
 
 
-def harvest(tracker: Tracker, slot: MmSlot, pages: Pages) -> Pages:
+def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[np.bool_]) -> Pages:
     """Bring the books of tracked pages up to date with what was written.
 
-    Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that.
+    Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. Of the
+    skipped pages nothing else is learned.
 
     Returns:
         The pages that were quiet for a full scan and have no fingerprint yet.
@@ -76,9 +77,12 @@ def harvest(tracker: Tracker, slot: MmSlot, pages: Pages) -> Pages:
     rmap = slot.rmap
     was_written = tracker.written(slot, pages)
     states = rmap.state[pages]
-    settled: Pages = pages[(states == State.WRITTEN) & ~was_written]
-    moved = (states == State.NEW) | (was_written & ((states == State.SETTLED) | (states == State.UNSTABLE)))
-    rmap.move(pages[moved], State.WRITTEN)
+    is_quiet = ~was_written
+    settled: Pages = pages[(states == State.WRITTEN) & is_quiet & ~skipped]
+    knew_it = (states >= State.SETTLED) & (states <= State.UNSTABLE)
+    rmap.move(pages[(states == State.NEW) | (knew_it & was_written)], State.WRITTEN)
+    rmap.move(pages[(states == State.UNSTABLE) & is_quiet & skipped], State.SKIPPED)
+    rmap.move(pages[(states == State.SKIPPED) & is_quiet & ~skipped], State.UNSTABLE)
     return settled
 
 

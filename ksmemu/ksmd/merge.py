@@ -31,7 +31,7 @@ def merge(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
     settled = _is_settled(domain, where)
     where, fingerprints = where[settled], fingerprints[settled]
     if domain.use_zero_pages:
-        zero = fingerprints == np.uint64(domain.checksum.zero)
+        zero = domain.is_zero(fingerprints)
         _order(domain, where[zero], np.full(int(zero.sum()), NO_FRAME, dtype=np.int64))
         where, fingerprints = where[~zero], fingerprints[~zero]
     claims = match(where, fingerprints, domain.stable, domain.unstable, domain.max_page_sharing)
@@ -67,19 +67,19 @@ def _new_frames(domain: Domain, claims: Claims) -> tuple[Frames, npt.NDArray[np.
     if len(frames) < len(claims.leaders):
         log.warning("the pool has no frame left: %d contents stay unmerged", (~filled).sum())
         frames = np.pad(frames, (0, len(filled) - len(frames)))
-    is_zero = claims.fingerprints == np.uint64(domain.checksum.zero)
+    is_zero = domain.is_zero(claims.fingerprints)
     to_fill = np.flatnonzero(filled & ~is_zero)
     for slot_id, index in by_slot(claims.leaders[to_fill]):
         which = to_fill[index]
-        own, pages = domain.slots[slot_id].own, pages_of(claims.leaders[which])
+        slot, pages = domain.slots[slot_id], pages_of(claims.leaders[which])
         try:
-            found = domain.pool.fill(own, pages, frames[which], domain.checksum.seed)
+            found = domain.pool.fill(slot.own, pages, frames[which], domain.checksum.seed)
         except OSError as error:
             log.warning("%d frames could not be filled: %s", len(which), error.strerror)
             filled[which] = False
         else:
             # The leader was written meanwhile: whatever the frame holds now, nobody claimed it.
-            filled[which] = found == claims.fingerprints[which]
+            filled[which] = found ^ domain.mark_of(slot) == claims.fingerprints[which]
     return frames, filled
 
 
@@ -118,7 +118,7 @@ def _on_the_wire(domain: Domain, pages: Pages, frames: Frames) -> npt.NDArray[np
     """
     pool = domain.pool
     is_zero = frames == NO_FRAME
-    is_zero |= pool.fingerprint[np.where(is_zero, 0, frames)] == np.uint64(domain.checksum.zero)
+    is_zero |= domain.is_zero(pool.fingerprint[np.where(is_zero, 0, frames)])
     shown = np.full(len(pages), wire.FRAME_ZERO, dtype=np.uint64)
     pool.ladders.raise_for(pages[~is_zero], frames[~is_zero])
     shown[~is_zero] = pool.ladders.shown(pages[~is_zero], frames[~is_zero]).astype(np.uint64)

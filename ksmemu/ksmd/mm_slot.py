@@ -17,7 +17,8 @@ class MmSlot:
     """What ksmd knows of an address space.
 
     `own` is a read-only descriptor of its own object; page n of the space is page n of the object. `epoch`
-    is the last that its agent reported; an order with another one is refused there.
+    is the last that its agent reported; an order with another one is refused there. `node` is the simulated
+    NUMA node that the space says it is on.
     """
 
     id: int
@@ -25,6 +26,7 @@ class MmSlot:
     nr_pages: int
     own: int
     pagemap: int
+    node: int = 0
     epoch: int = 0
     rmap: Rmap = field(init=False)
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)

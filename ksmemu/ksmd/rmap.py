@@ -1,7 +1,7 @@
 """The books of one address space: state and tag of every page, as two columns (the kernel's rmap_items).
 
 The columns are as long as the space and live in memory that the kernel gives on first touch: a space that
-is mostly hole costs what its data cost. A page costs 5 bytes here, and 16 in the unstable table while it
+is mostly hole costs what its data cost. A page costs 7 bytes here, and 16 in the unstable table while it
 waits there.
 
     ABSENT ─found─▶ NEW ─seen─▶ WRITTEN ─quiet─▶ SETTLED ─match─▶ UNSTABLE | ORDERED
@@ -35,15 +35,17 @@ class State(enum.IntEnum):
     """Written since the scan before, as of the last scan (the kernel's volatile)."""
     SETTLED = 3
     """Quiet for a full scan; its fingerprint waits to be matched."""
-    UNSTABLE = 4
+    SKIPPED = 4
+    """As UNSTABLE, but passed over by the last scan (smart scan): the kernel takes it out of its tree."""
+    UNSTABLE = 5
     """Unique among what is quiet: waits in the unstable table. Tag: low half of its fingerprint."""
-    ORDERED = 5
+    ORDERED = 6
     """A merge is under way. Tag: the frame, which is referenced already."""
-    MERGED = 6
+    MERGED = 7
     """Tag: the frame."""
-    ZERO = 7
+    ZERO = 8
     """Shows the zero page; tag: NO_FRAME."""
-    REHOMING = 8
+    REHOMING = 9
     """On the way back, because it was written (BROKEN) or is unmerged. Tag: the frame, still referenced."""
 
 
@@ -57,6 +59,7 @@ class Rmap:
     Attributes:
         state: uint8, a State for each page. Change it by move() only.
         tag: uint32, meaning by state.
+        age, skips: uint8, visits so far and visits to skip (smart scan).
         counts: pages in each State.
     """
 
@@ -65,6 +68,8 @@ class Rmap:
         nr_chunks = -(-nr_pages // CHUNK)
         self.state = column(nr_chunks * CHUNK, np.uint8)
         self.tag = column(nr_chunks * CHUNK, np.uint32)
+        self.age = column(nr_chunks * CHUNK, np.uint8)
+        self.skips = column(nr_chunks * CHUNK, np.uint8)
         self.counts = np.zeros(len(State), dtype=np.int64)
         self._by_chunk = self.state.reshape(nr_chunks, CHUNK)
         self._occupied = np.empty(0, dtype=np.int64)
@@ -79,6 +84,13 @@ class Rmap:
         self.counts -= np.bincount(self.state[pages], minlength=len(State))
         self.counts[state] += len(pages)
         self.state[pages] = state
+        if state is State.ABSENT:
+            self.rejuvenate(pages)
+
+    def rejuvenate(self, pages: Pages) -> None:
+        """Forget how often pages were looked at."""
+        self.age[pages] = 0
+        self.skips[pages] = 0
 
     def track(self, pages: Pages, state: State) -> None:
         """Take pages that were ABSENT so far to a state."""

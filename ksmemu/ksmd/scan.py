@@ -10,7 +10,7 @@ import logging
 
 import numpy as np
 
-from ksmemu.ksmd import merge, rehome
+from ksmemu.ksmd import merge, rehome, smart
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -53,7 +53,7 @@ class Scan:
             if self._page == 0 and slot.has_unseen_data():
                 slot.discover()
             end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
-            self._scan(slot, self._page, end)
+            count -= self._scan(slot, self._page, end)
         except OSError as error:
             # It is dying (its pidfd will tell), or it took back what it handed over: its own loss.
             log.info("space %d passed over: %s", slot.id, error)
@@ -104,16 +104,31 @@ class Scan:
         self._slot_id = self._page = 0
         self._where, self._fingerprints, self._nr_candidates = [], [], 0
 
-    def _scan(self, slot: MmSlot, start: int, end: int) -> None:
+    def forget(self) -> None:
+        """Forget every fingerprint: pages that are not merged are looked at anew."""
+        self.restart()
+        self._domain.unstable.clear()
+        for slot in self._domain.slots.values():
+            pages = slot.rmap.tracked(0, slot.nr_pages)
+            states = slot.rmap.state[pages]
+            slot.rmap.move(pages[(states >= State.SETTLED) & (states <= State.UNSTABLE)], State.WRITTEN)
+
+    def _scan(self, slot: MmSlot, start: int, end: int) -> int:
+        """Scan what is tracked in [start, end); return how many pages of it were skipped."""
         domain = self._domain
         if domain.owner[slot.id].is_stalled():
-            return
+            return 0
         pages = slot.rmap.tracked(start, end)
-        settled = harvest(self._tracker, slot, pages)
+        skipped = np.zeros(len(pages), dtype=np.bool_)
+        if domain.smart_scan:
+            skipped = smart.skip(slot.rmap, pages)
+            domain.stats.pages_skipped += int(skipped.sum())
+        settled = harvest(self._tracker, slot, pages, skipped)
         if len(settled):
-            fingerprints = domain.checksum.pages(slot, settled)
+            fingerprints = domain.checksum.pages(slot, settled) ^ domain.mark_of(slot)
             slot.rmap.move(settled, State.SETTLED)
             self._add(places(slot.id, settled), fingerprints)
         broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
         rehome.order(domain, slot, broken)
+        return int(skipped.sum())

@@ -15,11 +15,23 @@ class Stable:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._table = FingerprintTable(self._is_alive)
+        self._chains = np.empty(0, dtype=np.uint64)  # contents that had several dups when last seen
 
     def add(self, fingerprints: Fingerprints, frames: Frames) -> None:
         """Enter frames that were filled and are referenced."""
         self._pool.fingerprint[frames] = fingerprints
         self._table.add(fingerprints, frames.astype(np.uint64))
+        self._chains = np.union1d(self._chains, self._with_several(np.unique(fingerprints))[0])
+
+    def chains(self) -> tuple[int, int]:
+        """Return how many contents have several dups, and how many dups those are."""
+        self._chains, nr_dups = self._with_several(self._chains)
+        return len(self._chains), nr_dups
+
+    def _with_several(self, contents: Fingerprints) -> tuple[Fingerprints, int]:
+        index, _, _ = self.dups(contents)
+        counts = np.bincount(index, minlength=len(contents))
+        return contents[counts > 1], int(counts[counts > 1].sum())
 
     def dups(self, fingerprints: Fingerprints) -> tuple[npt.NDArray[np.int64], Frames, Frames]:
         """Return (index, frame, sharers): the frames of each fingerprints[index].

@@ -49,7 +49,7 @@ class Unstable:
             if slot is None:
                 continue
             pages = pages_of(where[index])
-            alive[index] = (slot.rmap.state[pages] == State.UNSTABLE) & (
-                slot.rmap.tag[pages] == (fingerprints[index] & _LOW_HALF)
-            )
+            states = slot.rmap.state[pages]
+            waits = (states == State.UNSTABLE) | (states == State.SKIPPED)
+            alive[index] = waits & (slot.rmap.tag[pages] == (fingerprints[index] & _LOW_HALF))
         return alive

@@ -60,6 +60,8 @@ class Worker:
     """When its last report came (CLOCK_MONOTONIC)."""
     is_lost: bool = False
     """No answer will come: it was cut off, or its agent has ended."""
+    merge_any: bool = False
+    """Whether it said that all its memory is mergeable (prctl)."""
     mappings: int = 0
     """Mappings of the process: counted, plus what was ordered since."""
     counted_at: float = 0.0

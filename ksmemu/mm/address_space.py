@@ -49,6 +49,7 @@ class AddressSpace:
         name: for error messages only.
         instance: directory of the ksmd to join on the first advice; None: the default one.
         noreserve: allow a size beyond memory, for a space that stays mostly empty (MAP_NORESERVE).
+        node: the simulated NUMA node it is on: with merge_across_nodes=0 only pages of one node merge.
 
     Raises:
         ValueError: size is not positive.
@@ -67,12 +68,14 @@ class AddressSpace:
         name: str | None = None,
         instance: str | os.PathLike[str] | None = None,
         noreserve: bool = False,
+        node: int = 0,
     ) -> None:
         self._closed = True
         if size <= 0:
             raise ValueError(f"the size of an address space must be positive, not {size}")
         self.size = pages_for(size) * PAGE_SIZE
         self.name = name
+        self.node = node
         self._lock = threading.RLock()
         limit = _ADDRESS_LIMIT - PAGE_SIZE if noreserve else room.memory_bytes()
         if self.size > limit:
@@ -279,12 +282,14 @@ class AddressSpace:
 
     def _attach_with(self, own: int) -> Attachment:
         try:
-            attachment, self._id = attach(self._instance, self.start, self.size, own)
+            attachment, self._id = attach(self._instance, self.start, self.size, own, self.node)
         except BaseException:
             os.close(own)
             raise
         self._own, self._own_inode = own, os.fstat(own).st_ino
         self._attachment = attachment
+        if merge_any:
+            attachment.tell_merge_any(True)
         return attachment
 
     def madvise_all(self, advice: int) -> None:

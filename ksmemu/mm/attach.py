@@ -88,7 +88,7 @@ class Attachment:
     def _garbage(self, what: str) -> KsmError:
         return KsmError(errno.EPROTO, f"what serves {self.instance.directory} is no ksmd: {what}")
 
-    def add_space(self, start: int, size: int, own: int) -> int:
+    def add_space(self, start: int, size: int, own: int, node: int) -> int:
         """Register an address space; returns its id. `own` belongs to the agent from here on.
 
         Raises:
@@ -96,13 +96,17 @@ class Attachment:
         """
         read_only = shared_object.open_read_only(own)
         try:
-            reply, _ = self._ask({"space": {"start": start, "size": size}}, (read_only,))
+            reply, _ = self._ask({"space": {"start": start, "size": size, "node": node}}, (read_only,))
         finally:
             os.close(read_only)
         space = self._number(reply, "space", _MAX_SPACE)
         self.agent.add_space(space, start, size, own)
         self.nr_spaces += 1
         return space
+
+    def tell_merge_any(self, on: bool) -> None:  # noqa: FBT001 - as the prctl
+        """Let ksmd know what this process has set with prctl, for its figures."""
+        self._ask({"merge_any": on}, ())
 
     def leave(self) -> None:
         """A space of this attachment is gone."""
@@ -119,7 +123,7 @@ class Attachment:
 
 
 def attach(
-    directory: str | os.PathLike[str] | None, start: int, size: int, own: int
+    directory: str | os.PathLike[str] | None, start: int, size: int, own: int, node: int
 ) -> tuple[Attachment, int]:
     """Register a space with the ksmd of a directory; join that ksmd first if this process has not.
 
@@ -135,11 +139,19 @@ def attach(
             attachment = Attachment(instance)
             _attachments[instance.directory] = attachment
         try:
-            return attachment, attachment.add_space(start, size, own)
+            return attachment, attachment.add_space(start, size, own, node)
         except BaseException:
             if attachment.nr_spaces == 0:
                 attachment._close()  # noqa: SLF001 - same module
             raise
+
+
+def tell_merge_any(on: bool) -> None:  # noqa: FBT001 - as the prctl
+    """Let every ksmd that this process has joined know; one that is gone need not."""
+    with _lock:
+        for attachment in _attachments.values():
+            with contextlib.suppress(NotRunningError):
+                attachment.tell_merge_any(on)
 
 
 def forget_in_child() -> None:

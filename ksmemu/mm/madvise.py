@@ -8,7 +8,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.mm import address_space
+from ksmemu.mm import address_space, attach
 from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
 
 
@@ -60,6 +60,7 @@ def set_memory_merge(on: bool) -> None:  # noqa: FBT001 - as the prctl
     for space in list(address_space.spaces):
         space.madvise_all(MADV_MERGEABLE if on else MADV_UNMERGEABLE)
     address_space.merge_any = on
+    attach.tell_merge_any(on)
 
 
 def get_memory_merge() -> bool:

@@ -1,0 +1,85 @@
+"""What stores into the control files change, but for `run`; and the advisor, which stores by itself."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+
+from ksmemu.control.sysfs import ControlDirectory
+from ksmemu.control.tunables import TUNABLES
+from ksmemu.ksmd.advisor import Advisor, Limits
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.scan import Scan
+
+NO_ADVISOR, SCAN_TIME = 0, 1
+
+
+class Tuning:
+    """Obeys stores. Runs in: ksmd, one thread."""
+
+    def __init__(self, domain: Domain, scan: Scan, control: Callable[[], ControlDirectory]) -> None:
+        self._domain = domain
+        self._scan = scan
+        self._control = control
+        self._mode = NO_ADVISOR
+        self._advisor = Advisor()
+        self._scan_started = self._cpu_before = 0.0
+
+    def store(self, name: str, value: int) -> None:
+        """Obey a store.
+
+        Raises:
+            OSError: EBUSY: not while pages are shared; EINVAL: the advisor sets pages_to_scan.
+        """
+        domain = self._domain
+        match name:
+            case "pages_to_scan" if self._mode != NO_ADVISOR:
+                raise OSError(errno.EINVAL, "the advisor sets it: advisor_mode=none first")
+            case "max_page_sharing":
+                self._check_nothing_shared()
+                domain.max_page_sharing = value
+            case "merge_across_nodes":
+                self._check_nothing_shared()
+                domain.merge_across_nodes = bool(value)
+                self._scan.forget()  # what waits was fingerprinted for the other way
+            case "use_zero_pages":
+                domain.use_zero_pages = bool(value)
+            case "smart_scan":
+                domain.smart_scan = bool(value)
+            case "advisor_mode":
+                self._mode = value
+                self._start_advisor()
+                start = "advisor_min_pages_to_scan"
+                pages = self._control()[start] if value else TUNABLES["pages_to_scan"].default
+                self._control().store("pages_to_scan", pages)
+            case _:
+                pass  # read where it is used
+
+    def end_scan(self) -> None:
+        """Let the advisor choose pages_to_scan anew, after a full scan."""
+        if self._mode == NO_ADVISOR:
+            return
+        control, now, cpu = self._control(), time.monotonic(), time.process_time()
+        limits = Limits(
+            control["advisor_target_scan_time"],
+            control["advisor_max_cpu"],
+            control["advisor_max_pages_to_scan"],
+        )
+        self._advisor, pages = self._advisor.advise(
+            limits,
+            control["pages_to_scan"],
+            int((now - self._scan_started) * 1000),
+            int((cpu - self._cpu_before) * 1000),
+        )
+        self._scan_started, self._cpu_before = now, cpu
+        control.store("pages_to_scan", pages)
+
+    def _start_advisor(self) -> None:
+        """Forget what the advisor has learned; as in the kernel the first scan is charged all of ksmd."""
+        self._advisor = Advisor()
+        self._scan_started, self._cpu_before = time.monotonic(), 0.0
+
+    def _check_nothing_shared(self) -> None:
+        if self._domain.pool.nr_used:
+            raise OSError(errno.EBUSY, "pages are shared: run=2 first")

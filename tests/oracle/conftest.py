@@ -1,0 +1,52 @@
+"""Both engines, steered alike: the kernel's KSM is the oracle."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support import anonymous
+from tests.support.engines import Engine, OwnCrew
+from tests.support.kernel_ksm import KernelKsm
+
+ALIKE = {
+    "smart_scan": 0,
+    "pages_to_scan": 1_000_003,
+    "sleep_millisecs": 0,
+    "max_page_sharing": 256,
+    "merge_across_nodes": 1,
+    "use_zero_pages": 0,
+    "stable_node_chains_prune_millisecs": 0,
+}
+
+
+@pytest.fixture
+def engines(start_ksmd):
+    """Start both: engines(use_zero_pages=1) returns the kernel's and ours."""
+    with ExitStack() as stack:
+
+        def start(**tunables):
+            tunables = {**ALIKE, **tunables}
+            theirs = stack.enter_context(KernelKsm(advisor_mode="none", **tunables))
+            pair = Engine(theirs, anonymous), Engine(start_ksmd(**tunables), OwnCrew)
+            for engine in pair:
+                stack.callback(engine.close)
+            return pair
+
+        yield start
+
+
+@pytest.fixture
+def agree(engines):
+    """Run a workload on both and compare every note: agree(workload, use_zero_pages=1)."""
+
+    def run(workload, **tunables):
+        notes = []
+        for engine in engines(**tunables):
+            workload(engine)
+            notes.append(engine.notes)
+            engine.leave()
+        kernel, own = notes
+        assert kernel, "the workload noted nothing"
+        assert own == kernel
+
+    return run

@@ -1,0 +1,81 @@
+"""What the workers of an oracle test do with anonymous memory: crew.py for the kernel's own KSM.
+
+AnonymousSpace has the face of an AddressSpace, so most of crew's functions serve both.
+"""
+
+import ctypes
+import mmap
+import os
+
+import numpy as np
+
+from tests.support.crew import (  # noqa: F401 - the same names, for either engine
+    advise,
+    close_space,
+    differing,
+    fill_with,
+    is_filled_with,
+    number_pages,
+    put,
+    put_byte,
+    unmap,
+)
+from tests.support.procmaps import PAGE
+
+_NOHUGEPAGE = 15
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _checked(result):
+    if result not in {0, None}:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class AnonymousSpace:
+    """Private anonymous memory in small pages, with the methods of an AddressSpace that tests need."""
+
+    def __init__(self, size, *, node=0):
+        self.size = size
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.start = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        assert self.start != ctypes.c_void_p(-1).value
+        self.madvise(self.start, size, _NOHUGEPAGE)
+
+    def madvise(self, address, length, advice):
+        _checked(_libc.madvise(address, length, advice))
+
+    def munmap(self, address, length):
+        _checked(_libc.munmap(address, length))
+
+    def close(self):
+        self.munmap(self.start, self.size)
+
+    def read(self, address, length):
+        return ctypes.string_at(address, length)
+
+    def write(self, address, data):
+        ctypes.memmove(address, bytes(data), len(data))
+
+    def ndarray(self, shape, dtype, address):
+        dtype = np.dtype(dtype)
+        nr_bytes = int(np.prod(shape)) * dtype.itemsize
+        return np.frombuffer((ctypes.c_char * nr_bytes).from_address(address), dtype).reshape(shape)
+
+
+def open_space(state, nr_pages):
+    """Map and advise a space; return (pid, start, end)."""
+    state.space = AnonymousSpace(nr_pages * PAGE)
+    state.start = state.space.start
+    advise(state, 0, nr_pages, mmap.MADV_MERGEABLE)
+    return os.getpid(), state.start, state.start + nr_pages * PAGE
+
+
+def discard(state, first, nr):
+    """Throw pages away, so that they hold no memory until they are written; they are mergeable anew."""
+    for advice in (mmap.MADV_DONTNEED, mmap.MADV_MERGEABLE):
+        state.space.madvise(state.start + first * PAGE, nr * PAGE, advice)
