@@ -27,7 +27,8 @@ def engines(start_ksmd):
         def start(**tunables):
             tunables = {**ALIKE, **tunables}
             theirs = stack.enter_context(KernelKsm(advisor_mode="none", **tunables))
-            pair = Engine(theirs, anonymous), Engine(start_ksmd(**tunables), OwnCrew)
+            ours = start_ksmd(**tunables)
+            pair = Engine(theirs, anonymous), Engine(ours, OwnCrew, proc=ours.directory / "proc")
             for engine in pair:
                 stack.callback(engine.close)
             return pair

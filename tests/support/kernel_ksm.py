@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.support import restore_ksm
 from tests.support.restore_ksm import KSM
@@ -112,7 +111,7 @@ def _start_guard(saved, lock):
     return guard
 
 
-def process_figures(pid):
-    """Return the numbers of /proc/PID/ksm_stat."""
-    lines = (line.split() for line in Path(f"/proc/{pid}/ksm_stat").read_text().splitlines())
-    return {name: int(value) for name, value in lines if value.lstrip("-").isdigit()}
+def process_figures(proc, pid):
+    """Return what PID/ksm_stat under a proc folder says."""
+    text = (proc / str(pid) / "ksm_stat").read_text()
+    return dict(line.replace(":", "").split() for line in text.splitlines())
