@@ -44,7 +44,7 @@ class KernelKsm:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             assert self.read("pages_shared") == 0, "something else uses KSM"
-            self._guard = _start_guard(_tunables(), self._lock)
+            self._guard = _start_guard(tunables(), self._lock)
         except BaseException:
             self._lock.close()
             raise
@@ -83,7 +83,7 @@ class KernelKsm:
         wait_until(lambda: self.read("full_scans") >= goal, timeout, f"full scan {goal}")
 
 
-def _tunables():
+def tunables():
     """Return every tunable that there is, as text."""
     writable = (path for path in sorted(KSM.iterdir()) if path.stat().st_mode & 0o200)
     return {path.name: _chosen(path.read_text()) for path in writable}
