@@ -21,13 +21,14 @@ ALIKE = {
 
 @pytest.fixture
 def engines(start_ksmd):
-    """Start both: engines(use_zero_pages=1) returns the kernel's and ours."""
+    """Start both: engines(use_zero_pages=1) returns the kernel's and ours; `only_ours` sets ours apart."""
     with ExitStack() as stack:
 
-        def start(**tunables):
+        def start(only_ours=None, **tunables):
             tunables = {**ALIKE, **tunables}
             theirs = stack.enter_context(KernelKsm(advisor_mode="none", **tunables))
-            pair = Engine(theirs, anonymous), Engine(start_ksmd(**tunables), OwnCrew)
+            ours = start_ksmd(**{**tunables, **(only_ours or {})})
+            pair = Engine(theirs, anonymous), Engine(ours, OwnCrew, proc=ours.directory / "proc")
             for engine in pair:
                 stack.callback(engine.close)
             return pair
@@ -37,16 +38,22 @@ def engines(start_ksmd):
 
 @pytest.fixture
 def agree(engines):
-    """Run a workload on both and compare every note: agree(workload, use_zero_pages=1)."""
+    """Run a workload on both and compare every note: agree(workload, use_zero_pages=1).
 
-    def run(workload, **tunables):
+    With `only_ours` the tunables differ, and so must the notes.
+    """
+
+    def run(workload, only_ours=None, **tunables):
         notes = []
-        for engine in engines(**tunables):
+        for engine in engines(only_ours, **tunables):
             workload(engine)
             notes.append(engine.notes)
             engine.leave()
         kernel, own = notes
         assert kernel, "the workload noted nothing"
-        assert own == kernel
+        if only_ours:
+            assert own != kernel, "a difference goes unnoticed"
+        else:
+            assert own == kernel
 
     return run

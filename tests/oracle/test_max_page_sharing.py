@@ -79,3 +79,12 @@ def test_the_limit_changes_after_everything_is_unmerged(agree):
         engine.rest()
 
     agree(workload, max_page_sharing=11)
+
+
+@pytest.mark.parametrize("only_ours", [{"max_page_sharing": 10}, {"use_zero_pages": 1}])
+def test_it_would_be_noticed_if_the_engines_differed(agree, only_ours):
+    def workload(engine):
+        engine.member(61).put(0, [0] * 22)
+        engine.rest()
+
+    agree(workload, only_ours, max_page_sharing=11)

@@ -88,7 +88,7 @@ def test_random_workloads(engines):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(tunables, st.lists(acts, max_size=17))
+    @given(tunables, st.lists(acts, min_size=5, max_size=19))
     def agree(chosen, script):
         try:
             assert play(own, chosen, script) == play(kernel, chosen, script)

@@ -5,6 +5,7 @@ lets the engine come to rest; what it returns, or what the engine noted at each 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ksmemu
 from tests.support import anonymous, crew, procmaps
@@ -57,6 +58,7 @@ class Engine:
     idle: list = field(default_factory=list)
     members: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    proc: Path = Path("/proc")
     _sleep: int | None = None
 
     def _worker(self):
@@ -81,7 +83,7 @@ class Engine:
         figures = self._scan_until_still()
         if not chains:
             figures = {name: value for name, value in figures.items() if name not in _NODES_OF_CHAINS}
-        figures["merged"] = [member.merged() for member in self.members]
+        figures["processes"] = [member.figures() for member in self.members]
         self.notes.append(figures)
         return figures
 
@@ -149,16 +151,17 @@ class Member:
         self.space = worker.call(engine.crew.open_space, nr_pages)
         self.is_open = True
 
-    def merged(self):
-        """Return how many of its pages are merged, with a frame or the zero page."""
+    def figures(self):
+        """Return ksm_stat of its process; what ksmemu says there is what its mappings show."""
         if not self.is_open:
-            return 0
-        if self._engine.crew is anonymous:
-            figures = process_figures(self.space[0])
-            return figures["ksm_merging_pages"] + figures["ksm_zero_pages"]
-        found = procmaps.recount([self.space])
-        assert found.broken == 0
-        return found.merged + found.zero
+            return None
+        figures = process_figures(self._engine.proc, self.space[0])
+        if self._engine.crew is not anonymous:
+            found = procmaps.recount([self.space])
+            assert found.broken == 0
+            shown = int(figures["ksm_merging_pages"]) + int(figures["ksm_zero_pages"])
+            assert found.merged + found.zero == shown
+        return figures
 
     def exit(self):
         """Let the worker end."""

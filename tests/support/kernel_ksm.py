@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.support import restore_ksm
 from tests.support.restore_ksm import KSM
@@ -45,7 +44,7 @@ class KernelKsm:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             assert self.read("pages_shared") == 0, "something else uses KSM"
-            self._guard = _start_guard(_tunables(), self._lock)
+            self._guard = _start_guard(tunables(), self._lock)
         except BaseException:
             self._lock.close()
             raise
@@ -84,7 +83,7 @@ class KernelKsm:
         wait_until(lambda: self.read("full_scans") >= goal, timeout, f"full scan {goal}")
 
 
-def _tunables():
+def tunables():
     """Return every tunable that there is, as text."""
     writable = (path for path in sorted(KSM.iterdir()) if path.stat().st_mode & 0o200)
     return {path.name: _chosen(path.read_text()) for path in writable}
@@ -112,7 +111,7 @@ def _start_guard(saved, lock):
     return guard
 
 
-def process_figures(pid):
-    """Return the numbers of /proc/PID/ksm_stat."""
-    lines = (line.split() for line in Path(f"/proc/{pid}/ksm_stat").read_text().splitlines())
-    return {name: int(value) for name, value in lines if value.lstrip("-").isdigit()}
+def process_figures(proc, pid):
+    """Return what PID/ksm_stat under a proc folder says."""
+    text = (proc / str(pid) / "ksm_stat").read_text()
+    return dict(line.replace(":", "").split() for line in text.splitlines())
