@@ -34,6 +34,7 @@ class Scan:
         self._tracker = tracker
         self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
         self._page = 0
+        self._reopened = np.empty(0, dtype=np.int64)  # frames that got room in the full scan before
         self._where: list[Places] = []
         self._fingerprints: list[Fingerprints] = []
         self._nr_candidates = 0
@@ -79,9 +80,13 @@ class Scan:
         return None
 
     def reconsider(self) -> None:
-        """Make candidates of the pages that wait while a frame of their content has room again."""
+        """Make candidates of the pages that wait while a frame of their content has room again.
+
+        A full scan late, so that a page that was written with what it held comes first, as in the kernel.
+        """
         domain = self._domain
-        prints = np.unique(domain.pool.fingerprint[domain.pool.take_reopened()])
+        reopened, self._reopened = self._reopened, domain.pool.take_reopened()
+        prints = np.unique(domain.pool.fingerprint[reopened])
         index, where = domain.unstable.waiting(prints)
         if len(where):
             domain.move(where, State.SETTLED)

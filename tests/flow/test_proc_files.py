@@ -8,7 +8,9 @@ from tests.support.waiting import wait_until
 
 
 def proc(ksmd, worker, name):
-    return (ksmd.directory / "proc" / str(worker.pid) / name).read_text()
+    file = ksmd.directory / "proc" / str(worker.pid) / name
+    wait_until(file.exists)
+    return file.read_text()
 
 
 def test_ksm_stat_is_in_the_kernels_format_and_adds_up(ksmd, start_worker):
@@ -59,7 +61,7 @@ def test_the_files_are_for_their_owner_and_go_with_the_worker(ksmd, start_worker
     worker = start_worker()
     worker.call(open_space, 13)
     folder = ksmd.directory / "proc" / str(worker.pid)
-    wait_until(folder.exists)
+    wait_until((folder / "ksm_merging_pages").exists)  # the second of the two
     for name in ("ksm_stat", "ksm_merging_pages"):
         found = (folder / name).stat()
         assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o400, os.geteuid())
