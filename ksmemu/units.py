@@ -1,17 +1,9 @@
-"""Units: what an integer counts. Every address, page and frame number says so in its type."""
+"""Units: pages, and ranges of them or of bytes."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import NewType
-
-Vaddr = NewType("Vaddr", int)
-"""A virtual address in a worker, in bytes."""
-PageNr = NewType("PageNr", int)
-"""A page of an address space, counted from the start of the space."""
-FrameNr = NewType("FrameNr", int)
-"""A frame of the pool, counted from its start."""
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,8 +22,3 @@ class Range:
 
     def __len__(self) -> int:
         return self.end - self.start
-
-    def __and__(self, other: Range) -> Range:
-        """Return what both cover; empty (start == end) where they do not meet."""
-        start = max(self.start, other.start)
-        return Range(start, max(start, min(self.end, other.end)))

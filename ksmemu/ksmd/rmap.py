@@ -50,7 +50,6 @@ class State(enum.IntEnum):
 
 
 HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING)
-VOLATILE = (State.NEW, State.WRITTEN, State.SETTLED, State.ORDERED)
 
 
 class Rmap:
