@@ -10,7 +10,14 @@ from ksmemu.errors import (
 )
 from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
 from ksmemu.mm.fork import ForkWarning
-from ksmemu.mm.madvise import get_memory_merge, madvise, set_memory_merge
+from ksmemu.mm.madvise import madvise
+from ksmemu.mm.prctl import (
+    PR_GET_MEMORY_MERGE,
+    PR_SET_MEMORY_MERGE,
+    get_memory_merge,
+    prctl,
+    set_memory_merge,
+)
 
 MADV_SHAREABLE = MADV_MERGEABLE
 MADV_UNSHAREABLE = MADV_UNMERGEABLE
@@ -20,6 +27,8 @@ __all__ = [
     "MADV_SHAREABLE",
     "MADV_UNMERGEABLE",
     "MADV_UNSHAREABLE",
+    "PR_GET_MEMORY_MERGE",
+    "PR_SET_MEMORY_MERGE",
     "AddressSpace",
     "AlreadyServedError",
     "ForeignInstanceError",
@@ -31,5 +40,6 @@ __all__ = [
     "connect",
     "get_memory_merge",
     "madvise",
+    "prctl",
     "set_memory_merge",
 ]

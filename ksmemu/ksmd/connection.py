@@ -47,19 +47,32 @@ def refuse(control: socket.socket, number: int, text: str) -> None:
         log.info("a client left before it heard: %s", text)
 
 
-def join(control: socket.socket, pool: int, pool_bytes: int, *, tracks: bool) -> Worker:
-    """Read a client's first message and make it a worker.
+def peer(control: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of whoever connected, as the kernel knows them."""
+    pid, uid, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
+def join(
+    control: socket.socket, body: dict[str, object], fds: list[int], pool: tuple[int, int], *, tracks: bool
+) -> Worker:
+    """Make a client a worker, if its first message asks for that.
+
+    Args:
+        control: its connection; after an error the caller's still.
+        body, fds: the message. The descriptors belong to the worker, or are closed.
+        pool: the descriptor for workers, and its size in bytes.
+        tracks: what the worker is told of how writes are learned of.
 
     Raises:
-        WireError, EOFError, OSError: it is none; its descriptors are closed, the connection is the caller's.
+        WireError, OSError: it is none.
     """
-    body, fds = wire.receive_control(control)
     try:
         if body.get("hello") != wire.VERSION or len(fds) != 2:
             raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise WireError("an order socket that is none")
-        pid, uid, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid, uid = peer(control)
         if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
             raise WireError("a pagemap of another process")
         pidfd = _peer_pidfd(control, pid)
@@ -70,7 +83,7 @@ def join(control: socket.socket, pool: int, pool_bytes: int, *, tracks: bool) ->
     worker = Worker(pid, uid, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
     try:
         worker.count_mappings()
-        wire.send_control(control, {"pool_bytes": pool_bytes, "tracks": tracks}, (pool,))
+        wire.send_control(control, {"pool_bytes": pool[1], "tracks": tracks}, pool[:1])
     except BaseException:
         worker.close()
         raise
@@ -87,16 +100,16 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
 
 
 def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
-    """Read a worker's request on the control socket: a space to register (returned), or its prctl setting.
+    """Read a worker's request on the control socket: a space to register (returned), or its flags.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
     """
     body, fds = wire.receive_control(worker.control)
-    merge_any = body.get("merge_any")
-    if isinstance(merge_any, bool) and not fds:
-        worker.merge_any = merge_any
-        wire.send_control(worker.control, {"merge_any": merge_any})
+    merge_any, refuses = body.get("merge_any"), body.get("refuses")
+    if isinstance(merge_any, bool) and isinstance(refuses, bool) and not fds:
+        worker.merge_any, worker.refuses = merge_any, refuses
+        wire.send_control(worker.control, {})
         return None
     return _register(domain, worker, space_id, body, fds)
 

@@ -17,12 +17,14 @@ import socket
 import time
 from collections.abc import Callable
 
+from ksmemu import wire
 from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
+from ksmemu.ksmd.merge_pid import MergePid
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
 from ksmemu.ksmd.tuning import Tuning
@@ -67,7 +69,8 @@ class Daemon:
         self._workers = select.epoll()
         self._heard: dict[int, Callable[[], None]] = {}
         self._wanted: dict[int, Callable[[], None]] = {}
-        self._want(self._listener.fileno(), self._accept)
+        self._merge_pid = MergePid(self._listen_to, self._ignore)
+        self._listen_to(self._listener.fileno(), self._accept)
         self._want(self._control.fileno(), self._control.read_events)
         self._want(self._workers.fileno(), self._hear_all)
 
@@ -94,6 +97,7 @@ class Daemon:
 
     def close(self) -> None:
         """Let go of everything; what is merged stays merged in the workers."""
+        self._merge_pid.close()
         self._listener.close()
         os.close(self._spare)
         self._control.close()
@@ -261,15 +265,21 @@ class Daemon:
 
     def _join(self, control: socket.socket) -> None:
         self._ignore(control.fileno())
-        pool = self._domain.pool
         try:
-            worker = connection.join(control, pool.read_only(), pool.nr_bytes, tracks=self._tracks)
+            body, fds = wire.receive_control(control)
+            if "merge_pid" in body and not fds:
+                self._merge_pid.answer(control, body)
+            else:
+                self._welcome(control, body, fds)
         except (WireError, EOFError, OSError) as error:
             if not isinstance(error, EOFError):
                 log.warning("a client is refused: %s", error)
                 connection.refuse(control, errno.EPROTO, str(error))
             control.close()
-            return
+
+    def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
+        pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
+        worker = connection.join(control, body, fds, pool, tracks=self._tracks)
         self._domain.workers.append(worker)
         self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
         self._listen_to(control.fileno(), functools.partial(self._answer, worker))
@@ -287,6 +297,8 @@ class Daemon:
             self._cut_off(worker, error)
         else:
             self._next_space += slot is not None
+            if worker.refuses:
+                self._merge_pid.refused(worker.pid)
 
     def _report(self, worker: Worker) -> None:
         try:

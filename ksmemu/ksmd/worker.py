@@ -62,6 +62,8 @@ class Worker:
     """No answer will come: it was cut off, or its agent has ended."""
     merge_any: bool = False
     """Whether it said that all its memory is mergeable (prctl)."""
+    refuses: bool = False
+    """Whether it said that nobody else may ask for that (merge_pid)."""
     mappings: int = 0
     """Mappings of the process: counted, plus what was ordered since."""
     counted_at: float = 0.0

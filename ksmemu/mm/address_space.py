@@ -8,6 +8,7 @@ arrays and views over them stay valid through merge, write and unmerge.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import weakref
@@ -17,22 +18,17 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu import _core, room, shared_object
-from ksmemu.errors import KsmError, NotRunningError
-from ksmemu.intervals import IntervalMap
-from ksmemu.mm import maps
-from ksmemu.mm.attach import Attachment, attach
+from ksmemu import _core, room
+from ksmemu.instance import Instance
+from ksmemu.mm import flags, merge_pid, spaces
+from ksmemu.mm.own_object import OwnObject
 from ksmemu.mm.vma import Flags, Vma, VmaMap
-from ksmemu.units import PAGE_SIZE, Range, pages_for
+from ksmemu.units import PAGE_SIZE, pages_for
+
+log = logging.getLogger(__name__)
 
 MADV_MERGEABLE = 12
 MADV_UNMERGEABLE = 13
-
-spaces: weakref.WeakSet[AddressSpace] = weakref.WeakSet()
-"""All address spaces of this process."""
-
-merge_any = False
-"""Whether what is mapped from now on is mergeable (MMF_VM_MERGE_ANY); madvise.py sets it."""
 
 _ADDRESS_LIMIT = 1 << 64
 
@@ -85,11 +81,9 @@ class AddressSpace:
         self._closed = False
         self._vmas = VmaMap()
         self._memories: weakref.WeakSet[_core.Memory] = weakref.WeakSet()
-        self._attachment: Attachment | None = None
-        self._id = -1
-        self._own = -1
-        self._own_inode = -1
+        self._own: OwnObject | None = None
         spaces.add(self)
+        merge_pid.listen()
 
     # ---- mapping ---------------------------------------------------------------------------------
 
@@ -117,8 +111,7 @@ class AddressSpace:
                 raise _error(errno.EEXIST, f"[{at:#x}, +{size}) is mapped in part")
             _core.map_ordinary(at, size)
             self._vmas.put(at, at + size, Flags())
-            if merge_any:
-                self.madvise(at, size, MADV_MERGEABLE)
+            self._advise_new(at, size)
             return at
 
     def munmap(self, address: int, length: int) -> None:
@@ -137,8 +130,8 @@ class AddressSpace:
             self._check_no_views(address, end)
             for vma in self._vmas.overlapping(address, end):
                 self._vmas.put(vma.start, vma.end, None)
-                if vma.value.own and self._attachment is not None:
-                    self._attachment.agent.unmap(self._id, vma.start, vma.end, self._vmas.mergeable())
+                if vma.value.own and self._own is not None:
+                    self._own.unmap(vma)
                 else:
                     _core.map_nothing(vma.start, len(vma))
 
@@ -183,7 +176,7 @@ class AddressSpace:
         """Return what the own object holds of the host's memory now (st_blocks); 0 before advice."""
         with self._lock:
             self._check_open()
-            return os.fstat(self._own).st_blocks * 512 if self._own >= 0 else 0
+            return self._own.held_bytes() if self._own is not None else 0
 
     # ---- advice ----------------------------------------------------------------------------------
 
@@ -213,84 +206,40 @@ class AddressSpace:
                 raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
             vmas = self._vmas.overlapping(address, end)
             for vma in vmas:
-                if advice == MADV_MERGEABLE and not vma.value.mergeable:
+                if advice == MADV_MERGEABLE:
                     self._advise(vma)
-                elif advice == MADV_UNMERGEABLE and vma.value.mergeable and self._attachment:
-                    self._unadvise(vma, self._attachment.agent)
+                else:
+                    self._unadvise(vma, refused=True)
             if sum(len(vma) for vma in vmas) != end - address:
                 raise _error(errno.ENOMEM, f"[{address:#x}, +{length}) is not mapped in full")
             return 0
 
-    def _advise(self, vma: Vma) -> None:
-        attachment = self._attached()
-        self._vmas.put(vma.start, vma.end, Flags(mergeable=True, own=True))
-        advised = self._vmas.mergeable()
-        done, error = attachment.agent.advise(self._id, vma.start, vma.end, not vma.value.own, advised)
-        if error:
-            done = max(done, vma.start)
-            self._vmas.put(vma.start, done, Flags(own=True))
-            self._vmas.put(done, vma.end, vma.value)
-            raise _error(errno.EAGAIN, f"madvise: {os.strerror(error)}: advised before {done:#x}")
+    def _advise(self, vma: Vma, *, from_outside: bool = False) -> None:
+        if vma.value.mergeable:
+            self._vmas.put(vma.start, vma.end, Flags(mergeable=True, own=True, from_outside=from_outside))
+            return
+        if self._own is None:
+            self._own = OwnObject(self._instance, self.start, self.size, self.node, self._vmas)
+        self._own.advise(vma, from_outside=from_outside)
 
-    def _unadvise(self, vma: Vma, agent: _core.Agent) -> None:
-        before = self._vmas.mergeable()
-        needed = sum(len(part) for part in self._merged(vma))
-        if needed > room.object_bytes(self._own):
-            raise _error(errno.EAGAIN, f"no room for the {needed} bytes that unmerging needs")
-        self._vmas.put(vma.start, vma.end, Flags(own=True))
-        agent.withdraw(self._id, self._vmas.mergeable())
-        merged = self._merged(vma)  # nothing merges in the range any more: this stays so
+    def _unadvise(self, vma: Vma, *, refused: bool) -> None:
+        if vma.value.mergeable and self._own is not None:
+            self._own.unadvise(vma, refused=refused)
+        else:
+            self._vmas.put(vma.start, vma.end, Flags(own=vma.value.own, refused=refused))
+
+    def _advise_new(self, address: int, size: int) -> None:
+        """Advise what was mapped just now, if the process has asked for that or was asked for.
+
+        As in the kernel no mapping fails for it.
+        """
         try:
-            for part in merged:
-                agent.rehome(self._id, part.start, part.end)
+            if flags.merge_any:
+                self.madvise(address, size, MADV_MERGEABLE)
+            elif flags.merge_all and not flags.refuses and self.instance.directory in flags.merge_all:
+                self._advise(Vma(address, address + size, Flags()), from_outside=True)
         except OSError as error:
-            self._advise_again(vma, agent, merged, before)
-            raise _error(errno.EAGAIN, f"madvise: {error.strerror}: still mergeable") from None
-        agent.unadvised(self._id, vma.start, vma.end)
-
-    def _advise_again(self, vma: Vma, agent: _core.Agent, merged: list[Range], advised: bytes) -> None:
-        """Undo the withdrawal; what was rehomed by then is new to ksmd."""
-        self._vmas.put(vma.start, vma.end, vma.value)
-        rehomed = IntervalMap[bool]()
-        for part in merged:
-            rehomed.put(part.start, part.end, True)
-        for part in self._merged(vma):
-            rehomed.put(part.start, part.end, None)
-        for item in rehomed:
-            agent.unadvised(self._id, item.start, item.end)
-            agent.advise(self._id, item.start, item.end, False, advised)
-        agent.withdraw(self._id, advised)
-
-    def _merged(self, vma: Vma) -> list[Range]:
-        return maps.not_of(self._own_inode, vma.start, vma.end)
-
-    def _attached(self) -> Attachment:
-        attachment = self._attachment or self._attach()
-        if not attachment.agent.is_alive():
-            raise NotRunningError(attachment.instance.directory)
-        return attachment
-
-    def _attach(self) -> Attachment:
-        """Make the own object and let a ksmd know this space."""
-        try:
-            return self._attach_with(shared_object.create(self.size, self.size))
-        except KsmError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        # What other spaces were promised of /dev/shm leaves too little for this one.
-        return self._attach_with(shared_object.create_memfd(self.size))
-
-    def _attach_with(self, own: int) -> Attachment:
-        try:
-            attachment, self._id = attach(self._instance, self.start, self.size, own, self.node)
-        except BaseException:
-            os.close(own)
-            raise
-        self._own, self._own_inode = own, os.fstat(own).st_ino
-        self._attachment = attachment
-        if merge_any:
-            attachment.tell_merge_any(True)
-        return attachment
+            log.warning("[%#x, +%d) stays as it is, unmerged: %s", address, size, error.strerror)
 
     def madvise_all(self, advice: int) -> None:
         """Advise everything that is mapped; errors as madvise(), what came before is done."""
@@ -299,10 +248,28 @@ class AddressSpace:
             for vma in list(self._vmas):
                 self.madvise(vma.start, len(vma), advice)
 
+    def merge_from_outside(self, *, on: bool) -> None:
+        """Obey merge_pid, or with off unmerge_pid: where this process has said nothing itself.
+
+        Raises:
+            OSError: as madvise(), what came before is done.
+        """
+        with self._lock:
+            for vma in () if self._closed else list(self._vmas):
+                if on and not vma.value.mergeable and not vma.value.refused:
+                    self._advise(vma, from_outside=True)
+                elif not on and vma.value.from_outside:
+                    self._unadvise(vma, refused=False)
+
     @property
     def is_advised(self) -> bool:
         """Whether any part was ever advised: then a ksmd knows this space."""
-        return self._attachment is not None
+        return self._own is not None
+
+    @property
+    def instance(self) -> Instance:
+        """Where the ksmd runs that this space joins, or has joined."""
+        return Instance.resolve(self._instance) if self._own is None else self._own.instance
 
     # ---- end -------------------------------------------------------------------------------------
 
@@ -316,14 +283,12 @@ class AddressSpace:
             if self._closed:
                 return
             self._check_no_views(self.start, self.start + self.size)
-            if self._attachment is None:
+            if self._own is None:
                 _core.unreserve(self.start, self.size)
             else:
-                self._attachment.agent.remove_space(self._id)
+                self._own.close()
             self._closed = True
             spaces.discard(self)
-            if self._attachment is not None:
-                self._attachment.leave()
 
     def __enter__(self) -> AddressSpace:
         return self

@@ -12,6 +12,7 @@ from pathlib import Path
 from ksmemu import _core, features, shared_object, wire
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
+from ksmemu.mm import flags
 from ksmemu.wire import WireError
 
 _MAX_ERRNO = 4095
@@ -104,9 +105,9 @@ class Attachment:
         self.nr_spaces += 1
         return space
 
-    def tell_merge_any(self, on: bool) -> None:  # noqa: FBT001 - as the prctl
-        """Let ksmd know what this process has set with prctl, for its figures."""
-        self._ask({"merge_any": on}, ())
+    def tell_flags(self) -> None:
+        """Let ksmd know what this process has set with prctl: for its figures, and merge_pid."""
+        self._ask({"merge_any": flags.merge_any, "refuses": flags.refuses}, ())
 
     def leave(self) -> None:
         """A space of this attachment is gone."""
@@ -146,12 +147,12 @@ def attach(
             raise
 
 
-def tell_merge_any(on: bool) -> None:  # noqa: FBT001 - as the prctl
-    """Let every ksmd that this process has joined know; one that is gone need not."""
+def tell_flags() -> None:
+    """Let every ksmd that this process has joined know its flags; one that is gone need not."""
     with _lock:
         for attachment in _attachments.values():
             with contextlib.suppress(NotRunningError):
-                attachment.tell_merge_any(on)
+                attachment.tell_flags()
 
 
 def forget_in_child() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from ksmemu.mm import address_space, attach
+from ksmemu.mm import attach, flags, merge_pid, spaces
 
 
 class ForkWarning(RuntimeWarning):
@@ -17,15 +17,17 @@ class ForkWarning(RuntimeWarning):
 
 
 def _before() -> None:
-    if any(space.is_advised for space in address_space.spaces):
+    if any(space.is_advised for space in spaces.every()):
         text = "fork with an advised AddressSpace: it is closed in the child"
         warnings.warn(text, ForkWarning, stacklevel=2)
 
 
 def _in_child() -> None:
-    for space in list(address_space.spaces):
+    for space in spaces.every():
         space.forget_in_child()
     attach.forget_in_child()
+    flags.forget_in_child()
+    merge_pid.forget_in_child()
 
 
 os.register_at_fork(before=_before, after_in_child=_in_child)

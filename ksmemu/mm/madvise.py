@@ -1,4 +1,4 @@
-"""Advice by address, and for the whole process (the prctl)."""
+"""Advice by address, in whatever address space of this process it lies."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.mm import address_space, attach
-from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
+from ksmemu.mm import spaces
+from ksmemu.mm.address_space import MADV_MERGEABLE, AddressSpace
 
 
 def madvise(
@@ -40,29 +40,8 @@ def madvise(
 
 
 def _space_of(address: int) -> AddressSpace:
-    for space in list(address_space.spaces):
+    for space in spaces.every():
         if space.start <= address < space.start + space.size:
             return space
     text = f"{os.strerror(errno.ENOMEM)}: {address:#x} is in no address space of this process"
     raise OSError(errno.ENOMEM, text)
-
-
-def set_memory_merge(on: bool) -> None:  # noqa: FBT001 - as the prctl
-    """Make all memory of this process's address spaces mergeable, present and future; or none of it.
-
-    As prctl(PR_SET_MEMORY_MERGE): turning it off unmerges all of it, also what madvise() marked.
-
-    Raises:
-        OSError: as AddressSpace.madvise(); spaces before the failure are done, and the setting is unchanged.
-    """
-    if not on and not address_space.merge_any:
-        return
-    for space in list(address_space.spaces):
-        space.madvise_all(MADV_MERGEABLE if on else MADV_UNMERGEABLE)
-    address_space.merge_any = on
-    attach.tell_merge_any(on)
-
-
-def get_memory_merge() -> bool:
-    """Return what set_memory_merge() last set."""
-    return address_space.merge_any

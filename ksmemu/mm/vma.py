@@ -20,6 +20,10 @@ class Flags:
     """VM_MERGEABLE: the last advice."""
     own: bool = False
     """In the own object. False: ordinary memory, never advised so far."""
+    from_outside: bool = False
+    """Mergeable because merge_pid asked for it; the process itself has said nothing."""
+    refused: bool = False
+    """The process has said MADV_UNMERGEABLE: merge_pid leaves it alone."""
 
 
 Vma = Interval[Flags]

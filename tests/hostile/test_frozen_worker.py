@@ -70,7 +70,7 @@ def _nr_shown_merged(state):
     return sum(
         len(part)
         for space in state.spaces
-        for part in maps.not_of(space._own_inode, space.start, space.start + space.size)
+        for part in maps.not_of(space._own.inode, space.start, space.start + space.size)
     )
 
 

@@ -1,0 +1,136 @@
+"""The own object of an address space, and what its ksmd is told of it. Made by the first advice.
+
+vma ─advise()─▶ adopted into the object, tracked ─▶ ksmd may merge it
+    ◀─unadvise()─ every page home again, ksmd forgets it
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+from ksmemu import _core, room, shared_object
+from ksmemu.errors import KsmError, NotRunningError
+from ksmemu.instance import Instance
+from ksmemu.intervals import IntervalMap
+from ksmemu.mm import flags, maps
+from ksmemu.mm.attach import Attachment, attach
+from ksmemu.mm.vma import Flags, Vma, VmaMap
+from ksmemu.units import Range
+
+
+class OwnObject:
+    """The shared-memory object behind [start, start + size), registered with a ksmd as `id`.
+
+    The space's lock is held around every call.
+
+    Raises:
+        NotRunningError, ForeignInstanceError, KernelLacksError, KsmError: nothing is left behind.
+    """
+
+    def __init__(
+        self, instance: str | os.PathLike[str] | None, start: int, size: int, node: int, vmas: VmaMap
+    ) -> None:
+        self._vmas = vmas
+        try:
+            self._attach(instance, start, size, node, shared_object.create(size, size))
+        except KsmError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # What other spaces were promised of /dev/shm leaves too little for this one.
+            self._attach(instance, start, size, node, shared_object.create_memfd(size))
+        if flags.merge_any or flags.refuses:
+            self._attachment.tell_flags()
+
+    def _attach(
+        self, instance: str | os.PathLike[str] | None, start: int, size: int, node: int, own: int
+    ) -> None:
+        try:
+            self._attachment: Attachment
+            self._attachment, self.id = attach(instance, start, size, own, node)
+        except BaseException:
+            os.close(own)
+            raise
+        self._fd, self.inode = own, os.fstat(own).st_ino
+
+    @property
+    def _agent(self) -> _core.Agent:
+        return self._attachment.agent
+
+    @property
+    def instance(self) -> Instance:
+        """Where the ksmd runs that knows this object."""
+        return self._attachment.instance
+
+    def held_bytes(self) -> int:
+        """Return what the object holds of the host's memory now (st_blocks)."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def advise(self, vma: Vma, *, from_outside: bool) -> None:
+        """Make a VMA mergeable that is not.
+
+        Raises:
+            OSError: EAGAIN: no memory to move it; what could not be moved is as it was.
+            NotRunningError: ksmd is gone; nothing was changed.
+        """
+        if not self._agent.is_alive():
+            raise NotRunningError(self.instance.directory)
+        wanted = Flags(mergeable=True, own=True, from_outside=from_outside)
+        self._vmas.put(vma.start, vma.end, wanted)
+        advised = self._vmas.mergeable()
+        done, error = self._agent.advise(self.id, vma.start, vma.end, not vma.value.own, advised)
+        if error:
+            done = max(done, vma.start)
+            self._vmas.put(vma.start, done, replace(vma.value, own=True))
+            self._vmas.put(done, vma.end, vma.value)
+            text = f"{os.strerror(errno.EAGAIN)}: madvise: {os.strerror(error)}: advised before {done:#x}"
+            raise OSError(errno.EAGAIN, text)
+
+    def unadvise(self, vma: Vma, *, refused: bool) -> None:
+        """Bring every page of a mergeable VMA home, and make it mergeable no more.
+
+        Raises:
+            OSError: EAGAIN: no room for what is merged; the VMA is mergeable still.
+        """
+        before = self._vmas.mergeable()
+        needed = sum(len(part) for part in self._merged(vma))
+        if needed > room.object_bytes(self._fd):
+            text = f"{os.strerror(errno.EAGAIN)}: no room for the {needed} bytes that unmerging needs"
+            raise OSError(errno.EAGAIN, text)
+        self._vmas.put(vma.start, vma.end, Flags(own=True, refused=refused))
+        self._agent.withdraw(self.id, self._vmas.mergeable())
+        merged = self._merged(vma)  # nothing merges in the range any more: this stays so
+        try:
+            for part in merged:
+                self._agent.rehome(self.id, part.start, part.end)
+        except OSError as error:
+            self._advise_again(vma, merged, before)
+            text = f"{os.strerror(errno.EAGAIN)}: madvise: {error.strerror}: still mergeable"
+            raise OSError(errno.EAGAIN, text) from None
+        self._agent.unadvised(self.id, vma.start, vma.end)
+
+    def _advise_again(self, vma: Vma, merged: list[Range], advised: bytes) -> None:
+        """Undo the withdrawal; what was rehomed by then is new to ksmd."""
+        self._vmas.put(vma.start, vma.end, vma.value)
+        rehomed = IntervalMap[bool]()
+        for part in merged:
+            rehomed.put(part.start, part.end, True)
+        for part in self._merged(vma):
+            rehomed.put(part.start, part.end, None)
+        for item in rehomed:
+            self._agent.unadvised(self.id, item.start, item.end)
+            self._agent.advise(self.id, item.start, item.end, False, advised)
+        self._agent.withdraw(self.id, advised)
+
+    def _merged(self, vma: Vma) -> list[Range]:
+        return maps.not_of(self.inode, vma.start, vma.end)
+
+    def unmap(self, vma: Vma) -> None:
+        """Take a VMA away that is gone from the map of VMAs; OSError ENOMEM."""
+        self._agent.unmap(self.id, vma.start, vma.end, self._vmas.mergeable())
+
+    def close(self) -> None:
+        """Unmap the whole space and leave ksmd; the object belongs to the agent, which closes it."""
+        self._agent.remove_space(self.id)
+        self._attachment.leave()

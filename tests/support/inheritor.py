@@ -1,0 +1,26 @@
+"""A child that says what it inherits of the prctl: `0|1 PAGES`, its setting and how many pages it merges."""
+
+import os
+import sys
+
+import ksmemu
+from tests.support.procmaps import PAGE
+from tests.support.waiting import wait_until
+
+FILL = b"*" * PAGE
+
+
+def report(nr_pages):
+    """Map and fill pages without a word of advice, and let the ksmd that runs merge what it may."""
+    with ksmemu.AddressSpace(nr_pages * PAGE) as space, ksmemu.connect() as ksmd:
+        start = space.mmap(nr_pages * PAGE)
+        space.write(start, FILL * nr_pages)
+        ksmd.wait_full_scans(3)  # the first may be halfway through
+        file = ksmd.directory / "proc" / str(os.getpid()) / "ksm_merging_pages"
+        wait_until(file.exists if ksmemu.get_memory_merge() else lambda: True, what="figures of this process")
+        merging = int(file.read_text()) if file.exists() else 0
+    return f"{int(ksmemu.get_memory_merge())} {merging}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report(512))
