@@ -25,6 +25,7 @@ from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
+from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
 from ksmemu.ksmd.tuning import Tuning
@@ -49,13 +50,15 @@ class Daemon:
     Args:
         instance: claimed by the caller.
         tracks: learn of writes from the kernel; otherwise compare checksums.
+        rfc2009: behave as the patches of 2009 had it, not as Linux 6.18.
     """
 
-    def __init__(self, instance: Instance, *, tracks: bool) -> None:
+    def __init__(self, instance: Instance, *, tracks: bool, rfc2009: bool = False) -> None:
         self._domain = Domain()
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
-        self._scan = Scan(self._domain, tracker)
+        self._mmlist = Mmlist(self._domain) if rfc2009 else None
+        self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
         self._control = ControlDirectory(instance, self.store)
         self._proc = ProcDirectory(instance.proc)
@@ -106,7 +109,10 @@ class Daemon:
         self._domain.close()
 
     def _is_scanning(self) -> bool:
-        return self._run == MERGE and bool(self._domain.slots)
+        """Whether there is something to scan; in 2009 that was any process that had ever advised."""
+        return self._run == MERGE and any(
+            self._mmlist is not None or len(slot.advised) for slot in self._domain.slots.values()
+        )
 
     def _timeout(self) -> float | None:
         if not self._is_scanning():
@@ -143,6 +149,8 @@ class Daemon:
         self._tuning.end_scan()
         self._publish()
         stats.full_scans += 1
+        if self._mmlist is not None:
+            self._mmlist.start_scan()
 
     def _settle(self, seconds: float) -> None:
         """Wait until every order is answered, as long as an answer comes every so many seconds."""
@@ -178,6 +186,9 @@ class Daemon:
         self._publish()  # before the file shows that the store was obeyed
 
     def _set_run(self, value: int) -> None:
+        if self._mmlist is not None and value == STOP:
+            self._mmlist.drop_dead()
+            value = UNMERGE
         if value == UNMERGE:
             try:
                 self._unmerge()
@@ -279,7 +290,8 @@ class Daemon:
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
-        worker = connection.join(control, body, fds, pool, tracks=self._tracks)
+        terms = {"tracks": self._tracks, "rfc2009": self._mmlist is not None}
+        worker = connection.join(control, body, fds, pool, terms)
         self._domain.workers.append(worker)
         self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
         self._listen_to(control.fileno(), functools.partial(self._answer, worker))
@@ -330,6 +342,10 @@ class Daemon:
     def _reap(self, worker: Worker) -> None:
         for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
             self._ignore(fd)
+        if self._mmlist is not None and worker.slots and self._is_scanning():
+            worker.is_lost = True
+            self._mmlist.died(worker)
+            return
         connection.reap(self._domain, worker)
         self._domain.count_chains()
         self._publish()

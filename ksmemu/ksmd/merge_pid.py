@@ -132,7 +132,11 @@ def _open(pid: int) -> int:
     """
     try:
         pidfd = os.pidfd_open(pid)
-    except (OSError, OverflowError):
+    except (ProcessLookupError, OverflowError):
+        raise OSError(errno.ESRCH, f"no process {pid}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # 0, or a thread of a process
+            raise
         raise OSError(errno.ESRCH, f"no process {pid}") from None
     try:
         _check_is_ours(pid)

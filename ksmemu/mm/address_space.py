@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -226,7 +227,7 @@ class AddressSpace:
         if vma.value.mergeable and self._own is not None:
             self._own.unadvise(vma, refused=refused)
         else:
-            self._vmas.put(vma.start, vma.end, Flags(own=vma.value.own, refused=refused))
+            self._vmas.put(vma.start, vma.end, replace(vma.value, refused=refused))
 
     def _advise_new(self, address: int, size: int) -> None:
         """Advise what was mapped just now, if the process has asked for that or was asked for.
