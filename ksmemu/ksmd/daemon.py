@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 
 from ksmemu import wire
+from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
-from ksmemu.control.sysfs import ControlDirectory
+from ksmemu.control.sysfs import LINUX, ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
@@ -57,7 +58,8 @@ class Daemon:
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
         self._scan = Scan(self._domain, tracker)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
-        self._control = ControlDirectory(instance, self.store)
+        self._control = ControlDirectory(instance.control, instance.stats, LINUX, self.store)
+        self._server = PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
         self._spare = _spare()
@@ -71,7 +73,7 @@ class Daemon:
         self._wanted: dict[int, Callable[[], None]] = {}
         self._merge_pid = MergePid(self._listen_to, self._ignore)
         self._listen_to(self._listener.fileno(), self._accept)
-        self._want(self._control.fileno(), self._control.read_events)
+        self._want(self._server.fileno(), self._server.read_events)
         self._want(self._workers.fileno(), self._hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class Daemon:
         self._merge_pid.close()
         self._listener.close()
         os.close(self._spare)
+        self._server.close()
         self._control.close()
         self._outside.close()
         self._workers.close()
@@ -160,11 +163,10 @@ class Daemon:
 
     def set(self, name: str, value: int) -> None:
         """Give a tunable its value before anybody is served."""
-        self._control.store(name, value)
-        self.store(name, value)
+        self._control.store(name, LINUX.tunables[name].word(value))
 
     def store(self, name: str, value: int) -> None:
-        """Obey a store into a control file.
+        """Obey a store into a control file; one of the value in force does nothing, but for waking ksmd.
 
         Raises:
             OSError: refused: ENOMEM: run=2 without room, which leaves run at 0; otherwise as Tuning.store().
@@ -178,13 +180,15 @@ class Daemon:
         self._publish()  # before the file shows that the store was obeyed
 
     def _set_run(self, value: int) -> None:
+        if value == self._run:
+            return
         if value == UNMERGE:
             try:
                 self._unmerge()
             except OSError:
                 self._domain.is_unmerging = False
                 self._run = STOP
-                self._control.store("run", STOP)
+                self._control.set("run", STOP)
                 raise
         self._run = value
         self._domain.is_unmerging = value == UNMERGE
