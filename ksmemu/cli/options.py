@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ksmemu.control.tunables import TUNABLES
+from ksmemu.errors import KsmError
 
 directory_option = click.option(
     "--dir",
@@ -33,5 +34,5 @@ class Setting(click.ParamType[tuple[str, int]]):
             self.fail(f"no tunable {name!r}: there are {', '.join(TUNABLES)}", param, ctx)
         try:
             return name, TUNABLES[name].parse(text)
-        except ValueError as reason:
-            self.fail(f"{name}={text}: {reason}", param, ctx)
+        except KsmError as refusal:
+            self.fail(f"{name}={text}: {refusal.strerror}", param, ctx)

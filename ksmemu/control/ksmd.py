@@ -15,8 +15,8 @@ from typing import Self
 
 from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.launch import checked, last_log_line, launch
-from ksmemu.control.sysfs import VALUE_WIDTH
 from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.value_file import VALUE_WIDTH
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
 
@@ -45,14 +45,16 @@ class RunningKsmd:
     def read(self, name: str) -> int:
         """Return the value of a tunable, of a counter, or of a counter of ksmemu's own."""
         folder = self._instance.stats if name in STATS else self._instance.control
-        try:
-            while not (text := (folder / name).read_text()):
+        value = TUNABLES[name].read if name in TUNABLES else int
+        while True:
+            try:
+                return value((folder / name).read_text().rstrip(" \n"))
+            except ValueError:  # another client has stored something that ksmd has not taken yet
                 self._require_alive()
-                time.sleep(_POLL_SECONDS)  # another client has truncated it and is about to write
-            return TUNABLES[name].parse(text.rstrip(" \n")) if name in TUNABLES else int(text)
-        except FileNotFoundError:
-            self._require_alive()
-            raise
+                time.sleep(_POLL_SECONDS)
+            except FileNotFoundError:
+                self._require_alive()
+                raise
 
     def write(self, name: str, value: int) -> None:
         """Store a tunable and return once ksmd obeys it.
@@ -64,7 +66,7 @@ class RunningKsmd:
         value = checked(name, value)
         path = self._instance.control / name
         with path.open("r+b", buffering=0) as file:
-            file.write(b"%d\n" % value)
+            file.write(f"{TUNABLES[name].word(value)}\n".encode())
             self._await_store(name, lambda: _is_normal(os.pread(file.fileno(), 4096, 0)))
         if (now := self.read(name)) != value:
             raise KsmError(

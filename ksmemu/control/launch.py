@@ -94,9 +94,9 @@ def checked(name: str, value: int) -> int:
     if name not in TUNABLES:
         raise ValueError(f"no tunable {name!r}: there are {', '.join(TUNABLES)}")
     try:
-        return TUNABLES[name].parse(str(int(value)))
-    except ValueError as reason:
-        raise ValueError(f"{name}={value}: {reason}") from None
+        return TUNABLES[name].parse(TUNABLES[name].word(int(value)))
+    except KsmError as refusal:
+        raise ValueError(f"{name}={value}: {refusal.strerror}") from None
 
 
 def last_log_line(instance: Instance) -> str:

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 
 from ksmemu import wire
+from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
-from ksmemu.control.sysfs import ControlDirectory
+from ksmemu.control.sysfs import LINUX, ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
@@ -60,7 +61,8 @@ class Daemon:
         self._mmlist = Mmlist(self._domain) if rfc2009 else None
         self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
-        self._control = ControlDirectory(instance, self.store)
+        self._control = ControlDirectory(instance.control, instance.stats, LINUX, self.store)
+        self._server = PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
         self._spare = _spare()
@@ -74,7 +76,7 @@ class Daemon:
         self._wanted: dict[int, Callable[[], None]] = {}
         self._merge_pid = MergePid(self._listen_to, self._ignore)
         self._listen_to(self._listener.fileno(), self._accept)
-        self._want(self._control.fileno(), self._control.read_events)
+        self._want(self._server.fileno(), self._server.read_events)
         self._want(self._workers.fileno(), self._hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
@@ -103,6 +105,7 @@ class Daemon:
         self._merge_pid.close()
         self._listener.close()
         os.close(self._spare)
+        self._server.close()
         self._control.close()
         self._outside.close()
         self._workers.close()
@@ -168,11 +171,10 @@ class Daemon:
 
     def set(self, name: str, value: int) -> None:
         """Give a tunable its value before anybody is served."""
-        self._control.store(name, value)
-        self.store(name, value)
+        self._control.store(name, LINUX.tunables[name].word(value))
 
     def store(self, name: str, value: int) -> None:
-        """Obey a store into a control file.
+        """Obey a store into a control file; one of the value in force does nothing, but for waking ksmd.
 
         Raises:
             OSError: refused: ENOMEM: run=2 without room, which leaves run at 0; otherwise as Tuning.store().
@@ -189,13 +191,15 @@ class Daemon:
         if self._mmlist is not None and value == STOP:
             self._mmlist.drop_dead()
             value = UNMERGE
+        if value == self._run:
+            return
         if value == UNMERGE:
             try:
                 self._unmerge()
             except OSError:
                 self._domain.is_unmerging = False
                 self._run = STOP
-                self._control.store("run", STOP)
+                self._control.set("run", STOP)
                 raise
         self._run = value
         self._domain.is_unmerging = value == UNMERGE

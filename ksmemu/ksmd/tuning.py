@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from ksmemu.control.sysfs import ControlDirectory
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.tunables import TUNABLES, U32_MAX
 from ksmemu.ksmd.advisor import Advisor, Limits
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.scan import Scan
@@ -36,10 +36,10 @@ class Tuning:
         match name:
             case "pages_to_scan" if self._mode != NO_ADVISOR:
                 raise OSError(errno.EINVAL, "the advisor sets it: advisor_mode=none first")
-            case "max_page_sharing":
+            case "max_page_sharing" if value != domain.max_page_sharing:
                 self._check_nothing_shared()
                 domain.max_page_sharing = value
-            case "merge_across_nodes":
+            case "merge_across_nodes" if bool(value) != domain.merge_across_nodes:
                 self._check_nothing_shared()
                 domain.merge_across_nodes = bool(value)
                 self._scan.forget()  # what waits was fingerprinted for the other way
@@ -47,14 +47,14 @@ class Tuning:
                 domain.use_zero_pages = bool(value)
             case "smart_scan":
                 domain.smart_scan = bool(value)
-            case "advisor_mode":
+            case "advisor_mode" if value != self._mode:
                 self._mode = value
                 self._start_advisor()
                 start = "advisor_min_pages_to_scan"
                 pages = self._control()[start] if value else TUNABLES["pages_to_scan"].default
-                self._control().store("pages_to_scan", pages)
+                self._control().set("pages_to_scan", pages & U32_MAX)
             case _:
-                pass  # read where it is used
+                pass  # in force already, or read where it is used
 
     def end_scan(self) -> None:
         """Let the advisor choose pages_to_scan anew, after a full scan."""
@@ -73,7 +73,7 @@ class Tuning:
             int((cpu - self._cpu_before) * 1000),
         )
         self._scan_started, self._cpu_before = now, cpu
-        control.store("pages_to_scan", pages)
+        control.set("pages_to_scan", pages)
 
     def _start_advisor(self) -> None:
         """Forget what the advisor has learned; as in the kernel the first scan is charged all of ksmd."""

@@ -1,272 +1,59 @@
-"""The control files: what a reader sees at any moment, and what a store does."""
+"""The control directory proper, whoever brings the stores; and the file that shows a text."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import select
-import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from ksmemu.control.counters import COUNTERS, STATS
-from ksmemu.control.sysfs import ControlDirectory
-from ksmemu.control.tunables import TUNABLES
-from ksmemu.instance import Instance
-
-EVENT_DEADLINE_MS = 5000
-
-
-class Stores:
-    """What ksmd was told, and what it answers."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, int]] = []
-        self.refusal: Exception | None = None
-
-    def __call__(self, name: str, value: int) -> None:
-        self.taken.append((name, value))
-        if self.refusal:
-            raise self.refusal
+from ksmemu.control.sysfs import LINUX, ControlDirectory
+from ksmemu.control.value_file import ValueFile
 
 
 @pytest.fixture
-def stores() -> Stores:
-    return Stores()
+def taken():
+    return []
 
 
 @pytest.fixture
-def control(instance: Instance, stores: Stores) -> Iterator[ControlDirectory]:
-    control = ControlDirectory(instance, stores)
+def control(tmp_path, taken):
+    control = ControlDirectory(
+        tmp_path / "values", tmp_path / "stats", LINUX, lambda *store: taken.append(store)
+    )
     yield control
     control.close()
 
 
-def take_events(control: ControlDirectory) -> None:
-    """Let ksmd see what was stored, and then its own answer to it."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    assert poll.poll(EVENT_DEADLINE_MS)
-    control.read_events()
-    control.read_events()
-
-
-def shown(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def test_every_file_shows_its_first_value(control, instance):
-    for name, tunable in TUNABLES.items():
-        assert (instance.control / name).read_text().rstrip() == tunable.show(tunable.default)
-    for path in [
-        *(instance.control / name for name in COUNTERS),
-        *(instance.stats / name for name in STATS),
-    ]:
-        assert shown(path) == b"0" + b" " * 19 + b"\n"
-
-
-def test_the_modes_are_the_kernels_under_any_umask(instance, stores):
-    old = os.umask(0o077)
-    ControlDirectory(instance, stores).close()
-    os.umask(old)
-    for name in TUNABLES:
-        assert stat.S_IMODE((instance.control / name).stat().st_mode) == 0o644
-    for name in COUNTERS:
-        assert stat.S_IMODE((instance.control / name).stat().st_mode) == 0o444
-
-
-def test_a_held_descriptor_reads_fresh_values_of_one_width(control, instance):
-    path = instance.control / "general_profit"
-    held = os.open(path, os.O_RDONLY)
-    inode = path.stat().st_ino
-    for value in (7, -(2**63), 2**63 - 1, 0, -1, 10**9):
-        control.publish({"general_profit": value}, {})
-        text = os.pread(held, 4096, 0)
-        assert len(text) == 21
-        assert int(text) == value
-    os.close(held)
-    assert path.stat().st_ino == inode
-
-
-def test_full_scans_is_shown_after_all_the_others(control, instance):
-    """Whoever sees it rise reads the counters of that scan: modification times tell the order."""
-    control.publish({"full_scans": 3, "pages_shared": 5, "pages_sharing": 7}, {"merges": 11})
-    last = (instance.control / "full_scans").stat().st_mtime_ns
-    for path in (instance.control / "pages_sharing", instance.stats / "merges"):
-        assert path.stat().st_mtime_ns <= last
-        assert int(path.read_text()) in (7, 11)
-
-
-def test_a_value_that_did_not_change_is_not_written_again(control, instance):
-    control.publish({"pages_shared": 5}, {})
-    path = instance.control / "pages_shared"
-    os.utime(path, ns=(0, 0))
-    control.publish({"pages_shared": 5}, {})
-    assert path.stat().st_mtime_ns == 0
-    control.publish({"pages_shared": 6}, {})
-    assert path.stat().st_mtime_ns != 0
-
-
-def test_an_unknown_counter_is_an_error(control):
-    with pytest.raises(KeyError):
-        control.publish({"pages_imagined": 1}, {})
-
-
-@pytest.mark.parametrize("text", ["1", "1\n", "01\n"])
-def test_a_store_by_truncation_is_taken_and_padded(control, instance, stores, text):
-    path = instance.control / "run"
-    inode = path.stat().st_ino
-    path.write_text(text)
-    take_events(control)
-    assert stores.taken == [("run", 1)]
-    assert control["run"] == 1
-    assert shown(path) == b"1" + b" " * 19 + b"\n"
-    assert path.stat().st_ino == inode
-
-
-def test_a_store_through_a_held_descriptor_is_taken(control, instance, stores):
-    held = os.open(instance.control / "pages_to_scan", os.O_RDWR)
-    for text in (b"12345\n", b"6\n", b"789\n"):
-        os.pwrite(held, text, 0)
-        take_events(control)
-        assert int(os.pread(held, 4096, 0)) == int(text)
-    os.close(held)
-    assert stores.taken == [("pages_to_scan", n) for n in (12345, 6, 789)]
-
-
-def test_what_was_read_can_be_stored_again(control, instance, stores):
-    path = instance.control / "pages_to_scan"
-    before = path.read_text()
-    path.write_text("17\n")
-    take_events(control)
-    path.write_text(before)
-    take_events(control)
-    assert stores.taken == [("pages_to_scan", 17), ("pages_to_scan", 100)]
-
-
-def test_a_store_longer_than_a_value_leaves_one_width(control, instance, stores):
-    path = instance.control / "sleep_millisecs"
-    path.write_text("7\n" + "x" * 9999)
-    take_events(control)
-    assert stores.taken == [("sleep_millisecs", 7)]
-    assert shown(path) == b"7" + b" " * 19 + b"\n"
-
-
-def test_the_same_value_is_no_store(control, instance, stores):
-    path = instance.control / "run"
-    path.write_text("0\n")
-    take_events(control)
-    assert stores.taken == []
-    assert shown(path) == b"0" + b" " * 19 + b"\n"
+def test_every_store_is_ksmds_to_obey_also_that_of_the_value_in_force(control, taken):
+    for text in ("20", "20\n", "+20", "20\0junk"):
+        control.store("sleep_millisecs", text)
+    assert taken == [("sleep_millisecs", 20)] * 4
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "number"),
     [
-        ("run", "3"),
-        ("run", "-1\n"),
-        ("max_page_sharing", "1\n"),
-        ("sleep_millisecs", "junk"),
-        ("use_zero_pages", "2"),
+        ("run", "3", errno.EINVAL),
+        ("max_page_sharing", "4294967296", errno.ERANGE),
+        ("smart_scan", "", errno.EINVAL),
     ],
 )
-def test_a_bad_store_is_put_back_and_logged(control, instance, stores, caplog, name, text):
-    path = instance.control / name
-    before = shown(path)
-    path.write_text(text)
-    with caplog.at_level(logging.WARNING):
-        take_events(control)
-    assert stores.taken == []
-    assert shown(path) == before
-    [record] = caplog.records
-    for part in (name, repr(text.rstrip("\n")), "must be"):
-        assert part in record.getMessage()
+def test_a_bad_store_gets_its_errno_and_changes_nothing(control, taken, caplog, name, text, number):
+    before = control[name]
+    with pytest.raises(OSError, match="must be") as refused:
+        control.store(name, text)
+    assert refused.value.errno == number
+    assert control[name] == before
+    assert taken == []
+    assert f"{name}: store of {text!r} refused, it is {before}: must be" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"\0\0\0\0", b"\xff\xfe", b"   \n"])
-def test_junk_is_put_back(control, instance, stores, content):
-    path = instance.control / "run"
-    path.write_bytes(content)
-    take_events(control)
-    assert stores.taken == []
-    assert shown(path) == b"0" + b" " * 19 + b"\n"
-
-
-def test_an_empty_file_waits_for_its_writer(control, instance, stores, caplog):
-    path = instance.control / "run"
-    with path.open("w") as file:
-        take_events(control)
-        assert shown(path) == b""
-        file.write("1\n")
-    take_events(control)
-    assert stores.taken == [("run", 1)]
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize("refusal", [ValueError("not now"), OSError(errno.EBUSY, "not now")])
-def test_a_refused_store_is_put_back_and_logged(control, instance, stores, caplog, refusal):
-    stores.refusal = refusal
-    path = instance.control / "max_page_sharing"
-    path.write_text("17\n")
-    take_events(control)
-    assert stores.taken == [("max_page_sharing", 17)]
-    assert control["max_page_sharing"] == 256
-    assert int(path.read_text()) == 256
-    assert "max_page_sharing" in caplog.text
-    assert "not now" in caplog.text
-
-
-def test_a_refusal_may_choose_a_third_value(instance):
-    """As a run=2 that fails, which leaves 0."""
-
-    def fail_to_unmerge(name: str, value: int) -> None:
-        if value == 2:
-            control.store("run", 0)
-            raise OSError(errno.ENOMEM, "no room to unmerge")
-
-    control = ControlDirectory(instance, fail_to_unmerge)
-    path = instance.control / "run"
-    for text, value in (("1\n", 1), ("2\n", 0)):
-        path.write_text(text)
-        take_events(control)
-        assert control["run"] == value
-        assert int(path.read_text()) == value
-    control.close()
-
-
-def test_ksmds_own_store_is_shown_and_not_taken_for_a_clients(control, instance, stores):
-    control.store("run", 2)
-    take_events(control)
-    assert int((instance.control / "run").read_text()) == 2
-    assert stores.taken == []
-
-
-@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
-def test_a_lost_tunable_is_made_again_and_works(control, instance, stores, caplog, how):
-    path = instance.control / "run"
-    if how == "removed":
-        path.unlink()
-    elif how == "renamed":
-        path.rename(instance.control / "elsewhere")
-    else:
-        other = instance.control / "other"
-        other.write_text("1\n")
-        other.rename(path)
-    take_events(control)
-    assert int(path.read_text()) == 0
-    assert "run" in caplog.text
-    path.write_text("1\n")
-    take_events(control)
-    assert stores.taken == [("run", 1)]
-
-
-def test_a_change_of_mode_is_no_loss(control, instance, caplog):
-    path = instance.control / "run"
-    inode = path.stat().st_ino
-    path.chmod(0o600)
-    take_events(control)
-    assert path.stat().st_ino == inode
-    assert caplog.records == []
+def test_a_file_shows_texts_of_any_length_and_nothing_of_older_ones(tmp_path):
+    file = ValueFile(tmp_path / "pids", 0o644, "")
+    held = os.open(tmp_path / "pids", os.O_RDONLY)
+    for text in ("1 22 333", " ".join(map(str, range(997))), "7", ""):
+        file.show(text)
+        assert os.pread(held, 65536, 0).rstrip(b" \n") == text.encode()
+    os.close(held)
+    file.close()
