@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 import click
 
 from ksmemu import _core, features
-from ksmemu.control.launch import checked
 from ksmemu.instance import Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 
@@ -25,7 +26,7 @@ _LARGE_BYTES = 256 << 10
 
 def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
     pairs = (setting.partition("=") for setting in settings)
-    return {name: checked(name, int(value)) for name, _, value in pairs}
+    return {name: int(value) for name, _, value in pairs}
 
 
 def _raise_descriptor_limit() -> None:
@@ -34,7 +35,13 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None) -> None:
+def _serve(
+    directory: str,
+    make: Callable[[Instance], Daemon],
+    tunables: dict[str, int],
+    ready: int,
+    lifeline: int | None,
+) -> None:
     features.require()
     _core.return_memory_above(_LARGE_BYTES)
     with contextlib.ExitStack() as undo:
@@ -44,7 +51,7 @@ def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, l
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s ksmd[%(process)d] %(levelname)s %(message)s"
         )
-        daemon = Daemon(claim.instance, tracks=tracker == "written")
+        daemon = make(claim.instance)
         undo.callback(daemon.close)
         for name, value in tunables.items():
             daemon.set(name, value)
@@ -69,12 +76,19 @@ def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, l
     default=features.tracker,
     help="How to learn of writes; default: the best that the kernel has.",
 )
-def main(
-    directory: str, settings: tuple[str, ...], ready_fd: int, lifeline_fd: int | None, tracker: str
+@click.option("--rfc2009", is_flag=True, help="As the patches of May 2009 had it.")
+def main(  # noqa: PLR0913, PLR0917 (click passes them by name)
+    directory: str,
+    settings: tuple[str, ...],
+    ready_fd: int,
+    lifeline_fd: int | None,
+    tracker: str,
+    rfc2009: bool,  # noqa: FBT001
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
+    make = functools.partial(Daemon, tracks=tracker == "written", rfc2009=rfc2009)
     try:
-        _serve(directory, _tunables(settings), tracker, ready_fd, lifeline_fd)
+        _serve(directory, make, _tunables(settings), ready_fd, lifeline_fd)
     except OSError as error:
         text = (error.strerror or str(error)).replace("\n", "; ")
         with contextlib.suppress(OSError):  # ready already: then the log has it

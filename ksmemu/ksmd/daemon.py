@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable
 
 from ksmemu import wire
+from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
-from ksmemu.control.sysfs import LINUX, ControlDirectory
+from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, rehome
+from ksmemu.ksmd import connection, mmlist, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
@@ -39,6 +40,8 @@ STOP, MERGE, UNMERGE = 0, 1, 2
 _UNMERGE_SECONDS = 30.0
 _UNMERGE_TRIES = 3
 """An order that crosses a change of advice comes back as stale, with the epoch that the next one needs."""
+_ASK_SECONDS = 1.0
+"""A process that was told to unmerge and has not even asked by then is stopped, or busy in C code."""
 _HEAR_TURNS = 64
 """Messages of one worker heard in a row: more would let it keep ksmd from its work."""
 _LONGEST_WAIT_SECONDS = 86400.0
@@ -58,10 +61,11 @@ class Daemon:
         self._domain = Domain()
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
+        self._files = RFC_2009 if rfc2009 else LINUX
         self._mmlist = Mmlist(self._domain) if rfc2009 else None
         self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
-        self._control = ControlDirectory(instance.control, instance.stats, LINUX, self.store)
+        self._control = ControlDirectory(instance.control, instance.stats, self._files, self.store)
         self._server = PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
@@ -89,7 +93,7 @@ class Daemon:
                     self._wanted[fd]()
             if self._is_scanning() and time.monotonic() >= self._next_batch:
                 self._batch(self._control["pages_to_scan"])
-                self._next_batch = time.monotonic() + self._control["sleep_millisecs"] / 1000
+                self._next_batch = time.monotonic() + self._sleep_seconds()
             self._publish()
 
     def stop(self) -> None:
@@ -117,6 +121,11 @@ class Daemon:
             self._mmlist is not None or len(slot.advised) for slot in self._domain.slots.values()
         )
 
+    def _sleep_seconds(self) -> float:
+        if self._mmlist is not None:
+            return self._control["sleep"] / 1e6
+        return self._control["sleep_millisecs"] / 1e3
+
     def _timeout(self) -> float | None:
         if not self._is_scanning():
             return None
@@ -128,7 +137,13 @@ class Daemon:
 
     def _publish(self) -> None:
         self._proc.publish(self._domain.processes())
-        self._control.publish(self._domain.counters(), self._domain.own_counters())
+        counters = {**self._domain.own_counters(), **self._domain.counters()}
+        if self._mmlist is not None:
+            counters = mmlist.renamed(counters)
+        else:
+            for name in self._files.actions:
+                self._control.show(name, self._merge_pid.show())
+        self._control.publish(counters)
 
     # ---- scanning ----------------------------------------------------------------------------------
 
@@ -171,7 +186,7 @@ class Daemon:
 
     def set(self, name: str, value: int) -> None:
         """Give a tunable its value before anybody is served."""
-        self._control.store(name, LINUX.tunables[name].word(value))
+        self._control.store(name, self._files.tunables[name].word(value))
 
     def store(self, name: str, value: int) -> None:
         """Obey a store into a control file; one of the value in force does nothing, but for waking ksmd.
@@ -181,8 +196,12 @@ class Daemon:
         """
         if name == "run":
             self._set_run(value)
-        elif name == "sleep_millisecs":
+        elif name in ("sleep_millisecs", "sleep"):
             self._next_batch = 0.0
+        elif name == "merge_pid":
+            self._merge_pid.merge(value)
+        elif name == "unmerge_pid":
+            self._unmerge_pid(value)
         else:
             self._tuning.store(name, value)
         self._publish()  # before the file shows that the store was obeyed
@@ -204,6 +223,18 @@ class Daemon:
         self._run = value
         self._domain.is_unmerging = value == UNMERGE
         self._next_batch = 0.0
+
+    def _unmerge_pid(self, pid: int) -> None:
+        """Return when a process has unmerged, or does not answer: then it unmerges when it runs again."""
+        self._merge_pid.unmerge(pid)
+        since = time.monotonic()
+        while self._merge_pid.owes(pid):
+            self._hear(0.05)
+            seconds = _UNMERGE_SECONDS if self._merge_pid.is_obeying(pid) else _ASK_SECONDS
+            if time.monotonic() - since > seconds:
+                break
+        if self._merge_pid.owes(pid):
+            log.warning("unmerge_pid: pid %d does not answer; it unmerges when it runs again", pid)
 
     def _unmerge(self) -> None:
         """Bring every page home and forget what was scanned; nothing is scanned until run is 1 again."""

@@ -9,8 +9,12 @@ Source: "[PATCH 0/4] RFC - ksm api change into madvise", Izik Eidus, 14 May 2009
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from ksmemu.control.files import RFC_2009
+from ksmemu.control.tunables import U32_MAX
 from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -20,10 +24,15 @@ from ksmemu.ksmd.worker import Worker
 
 
 class Mmlist:
-    """All spaces, as the scanner of 2009 went through them. Runs in: ksmd, one thread."""
+    """All spaces, as the scanner of 2009 went through them. Runs in: ksmd, one thread.
+
+    It knew no limit of sharing, and scanned every page every time.
+    """
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
+        domain.max_page_sharing = U32_MAX
+        domain.smart_scan = False
         self._touched: set[int] = set()
         """Spaces that were scanned since the full scan began (mm_slot->touched)."""
         self._dead: list[Worker] = []
@@ -68,3 +77,12 @@ class Mmlist:
         for worker in self._dead:
             connection.reap(self._domain, worker)
         self._dead.clear()
+
+
+def renamed(counters: Mapping[str, int]) -> dict[str, int]:
+    """Return the counters that there were in 2009, under the names of that time."""
+    shown = {name: value for name, value in counters.items() if name in RFC_2009.stats}
+    return shown | {
+        "kernel_pages_allocated": counters["pages_shared"],
+        "pages_shared": counters["pages_sharing"],
+    }

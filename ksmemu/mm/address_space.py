@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ksmemu import _core, room
 from ksmemu.instance import Instance
+from ksmemu.intervals import Interval
 from ksmemu.mm import flags, merge_pid, spaces
 from ksmemu.mm.own_object import OwnObject
 from ksmemu.mm.vma import Flags, Vma, VmaMap
@@ -238,7 +239,7 @@ class AddressSpace:
             if flags.merge_any:
                 self.madvise(address, size, MADV_MERGEABLE)
             elif flags.merge_all and not flags.refuses and self.instance.directory in flags.merge_all:
-                self._advise(Vma(address, address + size, Flags()), from_outside=True)
+                self._advise(Interval(address, address + size, Flags()), from_outside=True)
         except OSError as error:
             log.warning("[%#x, +%d) stays as it is, unmerged: %s", address, size, error.strerror)
 
