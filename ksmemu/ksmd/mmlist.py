@@ -38,12 +38,13 @@ class Mmlist:
         self._dead: list[Worker] = []
 
     def start_scan(self) -> None:
-        """A full scan begins: spaces that the last one did not touch lose what is merged."""
+        """A full scan begins: spaces that the last one did not touch are forgotten, what is merged is broken."""
         for slot in self._domain.slots.values():
             if slot.id not in self._touched:
                 pages = slot.rmap.tracked(0, slot.nr_pages)
                 states = slot.rmap.state[pages]
                 rehome.order(self._domain, slot, pages[states == State.MERGED])
+                slot.rmap.move(pages[states <= State.UNSTABLE], State.ABSENT)
         self._touched.clear()
 
     def visit(self, slot: MmSlot) -> bool:
