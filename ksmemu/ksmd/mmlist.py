@@ -38,7 +38,7 @@ class Mmlist:
         self._dead: list[Worker] = []
 
     def start_scan(self) -> None:
-        """A full scan begins: spaces that the last one did not touch are forgotten, what is merged is broken."""
+        """A full scan begins: what the last one did not touch is broken where it is merged, and forgotten."""
         for slot in self._domain.slots.values():
             if slot.id not in self._touched:
                 pages = slot.rmap.tracked(0, slot.nr_pages)
