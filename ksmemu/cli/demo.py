@@ -33,7 +33,6 @@ from ksmemu.units import PAGE_SIZE
 NR_WORKERS = 4
 FILES_BYTES = 60 << 20
 _DEADLINE_SECONDS = 20.0
-_TUNABLES = {"pages_to_scan": 50_000, "sleep_millisecs": 5}
 
 
 @click.command()
@@ -43,7 +42,7 @@ def demo(as_json: bool) -> int:  # noqa: FBT001 (click passes it by name)
     files = _choose_files()
     with (
         tempfile.TemporaryDirectory(prefix="ksmemu-demo-") as directory,
-        Ksmd(Path(directory, "instance"), **_TUNABLES) as ksmd,
+        Ksmd(Path(directory, "instance"), pages_to_scan=50_000, sleep_millisecs=5) as ksmd,
         Crew(str(ksmd.directory), files, NR_WORKERS) as crew,
     ):
         story = _Story(ksmd, crew, files, quiet=as_json)

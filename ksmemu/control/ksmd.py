@@ -24,6 +24,10 @@ _STORE_SECONDS = 60.0
 """A store is taken in microseconds; run=2 may be answered only when everything is unmerged."""
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.002
+_GONE = (errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED)
+"""What control files say whose ksmd has gone."""
+_DEATH_SECONDS = 0.2
+"""A process lets go of its files a moment before it has ended."""
 
 
 class RunningKsmd:
@@ -52,8 +56,8 @@ class RunningKsmd:
             except ValueError:  # another client has stored something that ksmd has not taken yet
                 self._require_alive()
                 time.sleep(_POLL_SECONDS)
-            except FileNotFoundError:
-                self._require_alive()
+            except OSError as error:
+                self._notice_death(error)
                 raise
 
     def write(self, name: str, value: int) -> None:
@@ -61,18 +65,24 @@ class RunningKsmd:
 
         Raises:
             ValueError: an unknown tunable or a value it never has; nothing was stored.
-            KsmError: EINVAL if ksmd refused it: the old value, or one that ksmd chose, is in force.
+            KsmError: ksmd refused it: the old value, or one that ksmd chose, is in force. FUSE gives the
+                kernel's errno; it is EINVAL where the control files are plain files.
         """
         value = checked(name, value)
+        text = f"{TUNABLES[name].word(value)}\n".encode()
         path = self._instance.control / name
-        with path.open("r+b", buffering=0) as file:
-            file.write(f"{TUNABLES[name].word(value)}\n".encode())
-            self._await_store(name, lambda: _is_normal(os.pread(file.fileno(), 4096, 0)))
-        if (now := self.read(name)) != value:
-            raise KsmError(
-                errno.EINVAL,
-                f"{name}={value} refused, it is {now}: {last_log_line(self._instance)}",
-            )
+        try:
+            is_mounted = self._instance.is_mounted
+            with path.open("r+b", buffering=0) as file:
+                file.write(text)
+        except OSError as refusal:
+            self._notice_death(refusal)
+            raise self._refused(name, value, refusal.errno) from None
+        if is_mounted:
+            return
+        self._await_store(name, lambda: _is_normal(path.read_bytes()))
+        if self.read(name) != value:
+            raise self._refused(name, value, errno.EINVAL)
 
     def counters(self) -> dict[str, int]:
         """Return every counter that the kernel has too."""
@@ -141,8 +151,16 @@ class RunningKsmd:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _require_alive(self) -> None:
-        if self._has_ended(0):
+    def _refused(self, name: str, value: int, number: int | None) -> KsmError:
+        reason = last_log_line(self._instance)
+        return KsmError(number, f"{name}={value} refused, it is {self.read(name)}: {reason}")
+
+    def _notice_death(self, error: OSError) -> None:
+        if error.errno in _GONE:
+            self._require_alive(_DEATH_SECONDS)
+
+    def _require_alive(self, seconds: float = 0) -> None:
+        if self._has_ended(seconds):
             raise KsmError(errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}")
 
     def _has_ended(self, seconds: float) -> bool:
@@ -158,18 +176,21 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
+        fuse: serve the control files by FUSE: a bad store gets the kernel's errno, and each is obeyed.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
         AlreadyServedError, ForeignInstanceError, KsmError: see Instance.claim().
-        KernelLacksError: see features.require().
+        KernelLacksError: see features.require(), features.require_fuse().
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None, **tunables: int) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str] | None = None, *, fuse: bool = False, **tunables: int
+    ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            self._process = launch(instance, tunables, lifeline=in_ksmd)
+            self._process = launch(instance, tunables, lifeline=in_ksmd, fuse=fuse)
         except BaseException:
             os.close(self._lifeline)
             raise
@@ -205,9 +226,11 @@ def connect(directory: str | os.PathLike[str] | None = None) -> RunningKsmd:
     return ksmd
 
 
-def start_detached(directory: str | os.PathLike[str] | None = None, **tunables: int) -> int:
+def start_detached(
+    directory: str | os.PathLike[str] | None = None, *, fuse: bool = False, **tunables: int
+) -> int:
     """Start a ksmd that outlives this process and return its pid; errors as those of Ksmd."""
-    process = launch(Instance.resolve(directory), tunables)
+    process = launch(Instance.resolve(directory), tunables, fuse=fuse)
     process.returncode = 0  # not ours to wait for: tells Popen not to warn
     return process.pid
 

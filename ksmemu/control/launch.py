@@ -33,7 +33,7 @@ _STOP_SECONDS = 10.0
 
 
 def launch(
-    instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None
+    instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None, *, fuse: bool = False
 ) -> subprocess.Popen[bytes]:
     """Start ksmd, in a session of its own, and return it once it serves.
 
@@ -42,6 +42,7 @@ def launch(
         tunables: values other than the defaults.
         lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end. None: it
             goes on without its parent.
+        fuse: serve the control files by FUSE.
     Raises:
         ValueError: an unknown tunable or a value it cannot have; nothing was started.
         KsmError: and its subclasses, as ksmd reported it; ksmd has gone.
@@ -58,6 +59,7 @@ def launch(
         *settings,
     ]
     command += [f"--ready-fd={ready_in_ksmd}"]
+    command += ["--fuse"] if fuse else []
     command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
     with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:
         try:

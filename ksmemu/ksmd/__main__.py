@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -34,8 +36,13 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, lifeline: int | None) -> None:
-    features.require()
+def _serve(
+    directory: str,
+    tunables: dict[str, int],
+    new_daemon: Callable[[Instance], Daemon],
+    ready: int,
+    lifeline: int | None,
+) -> None:
     _core.return_memory_above(_LARGE_BYTES)
     with contextlib.ExitStack() as undo:
         claim = Instance.resolve(directory).claim()
@@ -44,7 +51,7 @@ def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, l
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s ksmd[%(process)d] %(levelname)s %(message)s"
         )
-        daemon = Daemon(claim.instance, tracks=tracker == "written")
+        daemon = new_daemon(claim.instance)
         undo.callback(daemon.close)
         for name, value in tunables.items():
             daemon.set(name, value)
@@ -61,6 +68,7 @@ def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, l
 @click.command()
 @click.option("--dir", "directory", required=True, help="Instance directory.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A tunable.")
+@click.option("--fuse", is_flag=True, help="Serve the control files by FUSE.")
 @click.option("--ready-fd", type=int, required=True, help="Told one line: ready, or what failed.")
 @click.option("--lifeline-fd", type=int, help="ksmd stops when its other end is closed.")
 @click.option(
@@ -69,12 +77,21 @@ def _serve(directory: str, tunables: dict[str, int], tracker: str, ready: int, l
     default=features.tracker,
     help="How to learn of writes; default: the best that the kernel has.",
 )
-def main(
-    directory: str, settings: tuple[str, ...], ready_fd: int, lifeline_fd: int | None, tracker: str
+def main(  # noqa: PLR0913, PLR0917 (the options)
+    directory: str,
+    settings: tuple[str, ...],
+    fuse: bool,  # noqa: FBT001 (click passes it by name)
+    ready_fd: int,
+    lifeline_fd: int | None,
+    tracker: str,
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
     try:
-        _serve(directory, _tunables(settings), tracker, ready_fd, lifeline_fd)
+        features.require()
+        if fuse:
+            features.require_fuse()
+        new_daemon = functools.partial(Daemon, tracks=tracker == "written", fuse=fuse)
+        _serve(directory, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
     except OSError as error:
         text = (error.strerror or str(error)).replace("\n", "; ")
         with contextlib.suppress(OSError):  # ready already: then the log has it

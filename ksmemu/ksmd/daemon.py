@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from ksmemu import wire
+from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.sysfs import LINUX, ControlDirectory
@@ -50,16 +51,20 @@ class Daemon:
     Args:
         instance: claimed by the caller.
         tracks: learn of writes from the kernel; otherwise compare checksums.
+        fuse: serve the control files by FUSE; otherwise they are plain files.
+    Raises:
+        KernelLacksError: there is no FUSE.
     """
 
-    def __init__(self, instance: Instance, *, tracks: bool) -> None:
+    def __init__(self, instance: Instance, *, tracks: bool, fuse: bool) -> None:
         self._domain = Domain()
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
         self._scan = Scan(self._domain, tracker)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
-        self._control = ControlDirectory(instance.control, instance.stats, LINUX, self.store)
-        self._server = PlainFiles(self._control)
+        folder = instance.values if fuse else instance.control
+        self._control = ControlDirectory(folder, instance.stats, LINUX, self.store)
+        self._server = MountedFiles(self._control, instance) if fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
         self._spare = _spare()
