@@ -262,8 +262,7 @@ class Claim:
 
     def _unmount(self) -> None:
         """Take away what a FUSE server that was killed has left."""
-        trees = [os.fspath(self.instance.directory.resolve() / name) for name in _TREES]
-        found = [m for m in mounts.below(self.instance.directory) if m.path.startswith(tuple(trees))]
+        found = [mount for name in _TREES for mount in mounts.below(self.instance.directory / name)]
         for mount in found:
             if mount.kind != f"fuse.{mounts.FUSE_TYPE}":
                 raise KsmError(errno.EBUSY, f"something is mounted at {mount.path}: unmount it first")

@@ -88,13 +88,7 @@ class ControlMount:
     def write(self, path: str, data: bytes, _offset: int, _fi: Any) -> int:
         """Let ksmd obey a store: a page of it at most, wherever in the file."""
         data = data[:PAGE_SIZE]
-        with self._one_store:
-            self._ksmd.send(path[1:].encode() + b"\0" + data)
-            answer = self._ksmd.recv(ANSWER.size)
-        if not answer:
-            raise OSError(errno.ENOTCONN, "ksmd has gone")
-        (number,) = ANSWER.unpack(answer)
-        if number:
+        if number := self._ask(path[1:].encode() + b"\0" + data):
             raise OSError(number, os.strerror(number))
         return len(data)
 
@@ -112,6 +106,17 @@ class ControlMount:
         raise OSError(errno.EPERM, "nothing can be made, moved or removed here")
 
     mknod = mkdir = symlink = link = unlink = rmdir = rename = chmod = chown = _refuse
+
+    def _ask(self, message: bytes) -> int:
+        """Return ksmd's answer to one store; ENOTCONN if there is no ksmd any more."""
+        with self._one_store:
+            try:
+                self._ksmd.send(message)
+                answer = self._ksmd.recv(ANSWER.size)
+            except ConnectionError:
+                answer = b""
+        (number,) = ANSWER.unpack(answer) if answer else (errno.ENOTCONN,)
+        return int(number)
 
     def _file(self, path: str) -> int:
         if (fd := self._files.get(path[1:])) is None:

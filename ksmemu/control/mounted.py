@@ -57,12 +57,7 @@ class MountedFiles:
         with in_server:
             self._process = _start(instance.values, self._mount_point, in_server)
         self._socket.settimeout(_MOUNT_SECONDS)
-        try:
-            mounted = self._socket.recv(_MESSAGE_BYTES)
-        except TimeoutError:
-            mounted = b""
-        self._socket.settimeout(None)
-        if mounted != MOUNTED:
+        if self._receive() != MOUNTED:
             self.close()
             raise KernelLacksError(f"no  FUSE: nothing could be mounted: {last_log_line(instance)}")
 
@@ -72,7 +67,7 @@ class MountedFiles:
 
     def read_events(self) -> None:
         """Obey one store and answer it; a server that has gone takes the control files along."""
-        if not (message := self._socket.recv(_MESSAGE_BYTES)):
+        if not (message := self._receive()):
             _log.error("the FUSE server has gone: there are no control files until ksmd is started anew")
             self.close()
             return
@@ -82,8 +77,15 @@ class MountedFiles:
             self._control.store(name.decode(), text.decode("latin-1"))
         except OSError as refusal:
             answer = refusal.errno or errno.EIO
-        with contextlib.suppress(BrokenPipeError):  # it has just gone: that is the next event
+        with contextlib.suppress(OSError):  # it has just gone: that is the next event
             self._socket.send(ANSWER.pack(answer))
+
+    def _receive(self) -> bytes:
+        """Return the next message, or nothing if the server has gone or says nothing for too long."""
+        try:
+            return self._socket.recv(_MESSAGE_BYTES)
+        except (ConnectionError, TimeoutError):
+            return b""
 
     def close(self) -> None:
         """End the server; nothing stays mounted. May be repeated."""
