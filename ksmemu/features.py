@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib.util
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,7 @@ def probe() -> tuple[Feature, ...]:
         ),
         _shared_memory_room(),
         _mapping_budget(),
+        fuse(),
     )
 
 
@@ -110,6 +113,25 @@ def require() -> None:
     """Return if ksmemu can work here; KernelLacksError has the text of `ksmemu check` otherwise."""
     if missing := required(probe()):
         raise KernelLacksError("\n".join(f"no  {feature}" for feature in missing))
+
+
+@functools.cache
+def fuse() -> Feature:
+    """Return whether FUSE can serve the control files."""
+    problem = _fuse_problem()
+    return _feature(
+        "FUSE",
+        problem is None,
+        "`ksmemu start --fuse` refuses a bad value in a control file as the kernel does",
+        f"control files are plain files only ({problem})",
+        "pip install 'ksmemu[fuse]', apt-get install fuse3; access to /dev/fuse (container: --device)",
+    )
+
+
+def require_fuse() -> None:
+    """Return if FUSE can serve the control files; KernelLacksError has the text of `ksmemu check`."""
+    if not fuse().ok:
+        raise KernelLacksError(f"no  {fuse()}")
 
 
 def tracker() -> Literal["written", "checksum"]:
@@ -145,6 +167,16 @@ def _has_pagemap_scan() -> bool:
             raise
         return False
     return True
+
+
+def _fuse_problem() -> str | None:
+    if importlib.util.find_spec("mfusepy") is None:
+        return "there is no mfusepy"
+    if shutil.which("fusermount3") is None:
+        return "there is no fusermount3"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse cannot be opened"
+    return None
 
 
 def _shared_memory_room() -> Feature:

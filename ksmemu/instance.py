@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ksmemu import mounts
 from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, NotRunningError
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -29,7 +30,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 _UCRED = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
 
-_TREES = ("sys", "stats", "proc")
+_TREES = ("sys", "stats", "proc", "values")
 """The folders that ksmd makes in its directory, and removes when it releases it."""
 
 
@@ -75,6 +76,16 @@ class Instance:
         return self.directory / "sys/kernel/mm/ksm"
 
     @property
+    def values(self) -> Path:
+        """What FUSE shows in the control files, where FUSE serves them."""
+        return self.directory / "values"
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether FUSE serves the control files; OSError if its server has gone."""
+        return self.control.stat().st_dev != self.directory.stat().st_dev
+
+    @property
     def stats(self) -> Path:
         """Counters of ksmemu's own, for which the kernel has no file."""
         return self.directory / "stats"
@@ -90,7 +101,7 @@ class Instance:
         Raises:
             AlreadyServedError: another ksmd lives here.
             ForeignInstanceError: the directory belongs to another user.
-            KsmError: EEXIST if the directory holds a `sys`, `stats` or `proc` that no ksmd made,
+            KsmError: EEXIST if the directory holds a `sys`, `stats`, `proc` or `values` that no ksmd made,
                 ELOOP if it is a symbolic link, EPERM if everybody may write to it.
             OSError: of mkdir, open or write.
             After each of them the directory is as it was.
@@ -238,11 +249,25 @@ class Claim:
         os.close(log)
 
     def clear(self) -> None:
-        """Remove socket and control files: our own, or those of a ksmd that was killed."""
+        """Remove socket and control files: our own, or those of a ksmd that was killed.
+
+        Raises:
+            KsmError: EBUSY if something is mounted in their place that is not ours; nothing was removed.
+        """
+        self._unmount()
         self.instance.socket_file.unlink(missing_ok=True)
         for name in _TREES:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.instance.directory / name)
+
+    def _unmount(self) -> None:
+        """Take away what a FUSE server that was killed has left."""
+        found = [mount for name in _TREES for mount in mounts.below(self.instance.directory / name)]
+        for mount in found:
+            if mount.kind != f"fuse.{mounts.FUSE_TYPE}":
+                raise KsmError(errno.EBUSY, f"something is mounted at {mount.path}: unmount it first")
+        for mount in found:
+            mounts.detach(mount)
 
     def release(self) -> None:
         """Remove what ksmd made in the directory, and the directory if the claim made it.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import click
 
@@ -17,6 +18,14 @@ _TABLES: list[dict[str, Tunable | Action]] = [
 _NAMES = dict.fromkeys(name for table in _TABLES for name in table)
 """Of all that some instance has; which one has what is known only there."""
 
+_SETUP = {
+    "fuse": "Serve the control files by FUSE: bad values are refused.",
+    "rfc2009": "Behave as the patches of May 2009 had it.",
+}
+"""What a Setup decides."""
+
+T = TypeVar("T", bound=Callable[..., object])
+
 directory_option = click.option(
     "--dir",
     "directory",
@@ -26,6 +35,13 @@ directory_option = click.option(
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+
+
+def setup_options(command: T) -> T:
+    """Add the options of a Setup."""
+    for name, text in reversed(_SETUP.items()):
+        command = click.option(f"--{name}", is_flag=True, help=text)(command)
+    return command
 
 
 class Setting(click.ParamType[tuple[str, int]]):

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from ksmemu.control.files import files_of
 from ksmemu.control.launch import checked, last_log_line, launch
+from ksmemu.control.setup import Setup
 from ksmemu.control.value_file import VALUE_WIDTH
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
@@ -25,6 +26,10 @@ _STORE_SECONDS = 60.0
 """A store is taken in microseconds; run=2 may be answered only when everything is unmerged."""
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.002
+_GONE = (errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED)
+"""What control files say whose ksmd has gone."""
+_DEATH_SECONDS = 0.2
+"""A process lets go of its files a moment before it has ended."""
 
 
 class RunningKsmd:
@@ -61,8 +66,8 @@ class RunningKsmd:
             except ValueError:  # another client has stored something that ksmd has not taken yet
                 self._require_alive()
                 time.sleep(_POLL_SECONDS)
-            except FileNotFoundError:
-                self._require_alive()
+            except OSError as error:
+                self._notice_death(error)
                 raise
 
     def write(self, name: str, value: int) -> None:
@@ -70,32 +75,37 @@ class RunningKsmd:
 
         Raises:
             ValueError: an unknown tunable or a value it never has; nothing was stored.
-            KsmError: EINVAL if ksmd refused it: the old value, or one that ksmd chose, is in force. A pid
-                that unmerge_pid refuses was not merged: that is no error.
+            KsmError: ksmd refused it: the old value, or one that ksmd chose, is in force. FUSE gives the
+                kernel's errno; where the control files are plain files it is EINVAL, and what unmerge_pid
+                refuses is no error.
         """
         if name in self.files.actions:
             self._act(name, value)
             return
         value = checked(self.files, name, value)
-        self._store(name, self.files.tunables[name].word(value))
-        if (now := self.read(name)) != value:
-            raise KsmError(
-                errno.EINVAL,
-                f"{name}={value} refused, it is {now}: {last_log_line(self._instance)}",
-            )
+        self._store(name, value, self.files.tunables[name].word(value))
+        if self.read(name) != value:
+            raise self._refused(name, value, errno.EINVAL)
 
     def _act(self, name: str, pid: int) -> None:
         if pid < 0:
             raise ValueError(f"{name}={pid}: must be a decimal number")
-        self._store(name, str(pid))
+        self._store(name, pid, str(pid))
         if self.files.refuses and name == "merge_pid" and pid not in self.merged_pids():
-            raise KsmError(errno.EINVAL, f"{name}={pid} refused: {last_log_line(self._instance)}")
+            raise self._refused(name, pid, errno.EINVAL)
 
-    def _store(self, name: str, text: str) -> None:
+    def _store(self, name: str, value: int, text: str) -> None:
+        """Write a text and return when ksmd has taken it."""
         path = self._instance.control / name
-        with path.open("r+b", buffering=0) as file:
-            file.write(f"{text}\n".encode())
-            self._await_store(name, lambda: _is_normal(os.pread(file.fileno(), 4096, 0)))
+        try:
+            is_mounted = self._instance.is_mounted
+            with path.open("r+b", buffering=0) as file:
+                file.write(f"{text}\n".encode())
+        except OSError as refusal:
+            self._notice_death(refusal)
+            raise self._refused(name, value, refusal.errno) from None
+        if not is_mounted:
+            self._await_store(name, lambda: _is_normal(path.read_bytes()))
 
     def counters(self) -> dict[str, int]:
         """Return every counter that the kernel has too."""
@@ -164,8 +174,17 @@ class RunningKsmd:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _require_alive(self) -> None:
-        if self._has_ended(0):
+    def _refused(self, name: str, value: int, number: int | None) -> KsmError:
+        reason = last_log_line(self._instance)
+        now = "" if name in self.files.actions else f", it is {self.read(name)}"
+        return KsmError(number, f"{name}={value} refused{now}: {reason}")
+
+    def _notice_death(self, error: OSError) -> None:
+        if error.errno in _GONE:
+            self._require_alive(_DEATH_SECONDS)
+
+    def _require_alive(self, seconds: float = 0) -> None:
+        if self._has_ended(seconds):
             raise KsmError(errno.ESRCH, f"ksmd (pid {self.pid}) has gone: {last_log_line(self._instance)}")
 
     def _has_ended(self, seconds: float) -> bool:
@@ -181,25 +200,27 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        rfc2009: behave as the patches of May 2009 had it, with the files of that time.
+        setup: as Setup has it: `fuse=True`, `rfc2009=True`.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
         AlreadyServedError, ForeignInstanceError, KsmError: see Instance.claim().
-        KernelLacksError: see features.require().
+        KernelLacksError: see features.require(), features.require_fuse().
     """
 
     def __init__(
         self,
         directory: str | os.PathLike[str] | None = None,
         *,
+        fuse: bool = False,
         rfc2009: bool = False,
         **tunables: int,
     ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            self._process = launch(instance, tunables, rfc2009=rfc2009, lifeline=in_ksmd)
+            setup = Setup(fuse=fuse, rfc2009=rfc2009)
+            self._process = launch(instance, tunables, setup, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)
             raise
@@ -236,10 +257,10 @@ def connect(directory: str | os.PathLike[str] | None = None) -> RunningKsmd:
 
 
 def start_detached(
-    directory: str | os.PathLike[str] | None, tunables: Mapping[str, int], *, rfc2009: bool = False
+    directory: str | os.PathLike[str] | None, tunables: Mapping[str, int], setup: Setup
 ) -> int:
     """Start a ksmd that outlives this process and return its pid; errors as those of Ksmd."""
-    process = launch(Instance.resolve(directory), tunables, rfc2009=rfc2009)
+    process = launch(Instance.resolve(directory), tunables, setup)
     process.returncode = 0  # not ours to wait for: tells Popen not to warn
     return process.pid
 

@@ -1,9 +1,10 @@
 """The control directory: the values in force, the files that show them, and what a store does.
 
-    client ── store ──▶ plain.py or fuse.py ▶ store() ▶ parse ▶ on_store()      ksmd obeys
-    client ◀── read ─── value files ◀── publish(), set(), store()               ksmd reports
+    client ── store ──▶ plain.py or mounted.py ▶ store() ▶ parse ▶ on_store()   ksmd obeys
+    client ◀── read ─── value files ◀── publish(), set(), store()                  ksmd reports
 
-How stores come here is the server's affair: `plain.py` watches the value files themselves.
+How stores come here is the server's affair: `plain.py` watches the value files
+themselves, behind `mounted.py` is a FUSE mount.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ class ControlDirectory:
         """Create every file: tunables (0644) with their defaults, counters (0444) with 0.
 
         Args:
-            folder: of tunables and counters.
+            folder: of tunables and counters; made here, for this user alone.
             stats: folder of ksmemu's own counters.
             files: which they are.
             on_store: asked at every store.
         """
+        folder.mkdir(mode=0o700, parents=True)
         self._on_store = on_store
         self._files = files
         self._values = {name: tunable.default for name, tunable in files.tunables.items()}

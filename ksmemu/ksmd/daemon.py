@@ -19,8 +19,10 @@ from collections.abc import Callable
 
 from ksmemu import wire
 from ksmemu.control.files import LINUX, RFC_2009
+from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
+from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, mmlist, rehome
@@ -54,19 +56,22 @@ class Daemon:
     Args:
         instance: claimed by the caller.
         tracks: learn of writes from the kernel; otherwise compare checksums.
-        rfc2009: behave as the patches of 2009 had it, not as Linux 6.18.
+        setup: how to work.
+    Raises:
+        KernelLacksError: there is no FUSE.
     """
 
-    def __init__(self, instance: Instance, *, tracks: bool, rfc2009: bool = False) -> None:
+    def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
         self._domain = Domain()
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
-        self._files = RFC_2009 if rfc2009 else LINUX
-        self._mmlist = Mmlist(self._domain) if rfc2009 else None
+        self._files = RFC_2009 if setup.rfc2009 else LINUX
+        self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
         self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
-        self._control = ControlDirectory(instance.control, instance.stats, self._files, self.store)
-        self._server = PlainFiles(self._control)
+        folder = instance.values if setup.fuse else instance.control
+        self._control = ControlDirectory(folder, instance.stats, self._files, self.store)
+        self._server = MountedFiles(self._control, instance) if setup.fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
         self._spare = _spare()

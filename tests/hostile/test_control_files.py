@@ -7,9 +7,28 @@ import stat
 
 import pytest
 
+from ksmemu.control.tunables import TUNABLES
 from tests.support.waiting import wait_until
 
-NAMES = ("run", "pages_to_scan", "sleep_millisecs", "max_page_sharing", "use_zero_pages")
+NAMES = tuple(TUNABLES)
+WORDS = ("use_zero_pages", "smart_scan")
+"""Boolean words: of those the first one or two characters count."""
+LONG = (
+    "advisor_max_cpu",
+    "advisor_min_pages_to_scan",
+    "advisor_max_pages_to_scan",
+    "advisor_target_scan_time",
+)
+"""Numbers of 64 bits."""
+NOT_NOW = [
+    ("run", b"3"),
+    ("max_page_sharing", b"1"),
+    ("max_page_sharing", b"257"),  # pages are shared
+    ("merge_across_nodes", b"2"),
+    ("merge_across_nodes", b"0"),  # pages are shared
+    ("advisor_mode", b"scan"),
+    ("advisor_target_scan_time", b"0"),
+]
 JUNK = [b"", b"\n", b"junk", b"-1", b"1.5", b"0x1", b"1 1", b"4294967296", b"9" * 999, b"\xff\xfe", bytes(99)]
 
 
@@ -37,23 +56,27 @@ def _is_put_back(ksmd, name, value):
     return (_control(ksmd) / name).read_bytes() == b"%-20d\n" % value
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_junk_is_put_back_and_logged(ksmd, name):
-    value = ksmd.read(name)
-    for junk in JUNK:
-        if name == "use_zero_pages" and junk[:1] in (b"1", b"0"):
-            continue  # a boolean word: its first character counts
-        logged = _log(ksmd).count(f"{name}: store of")
-        (_control(ksmd) / name).write_bytes(junk)
-        wait_until(lambda: _is_put_back(ksmd, name, value), what=f"{name} after {junk!r}")
-        assert _log(ksmd).count(f"{name}: store of") > logged, junk
+def _see_it_put_back_and_logged(ksmd, name, text):
+    path = _control(ksmd) / name
+    before, logged = path.read_bytes(), _log(ksmd).count(f"{name}: store of")
+    assert len(before) == 21
+    path.write_bytes(text)
+    wait_until(lambda: path.read_bytes() == before, what=f"{name} after {text[:9]!r}")
+    assert _log(ksmd).count(f"{name}: store of") > logged, text
 
 
-def test_values_outside_of_the_range_are_put_back(ksmd):
-    for name, value in (("run", 3), ("max_page_sharing", 1), ("max_page_sharing", 257)):
-        before = ksmd.read(name)
-        (_control(ksmd) / name).write_text(f"{value}\n")
-        wait_until(lambda name=name, before=before: _is_put_back(ksmd, name, before))
+def test_junk_is_put_back_and_logged(ksmd):
+    for name in NAMES:
+        for junk in JUNK:
+            is_word = name in WORDS and junk[:1] in (b"1", b"0")
+            is_long = name in LONG and junk == b"4294967296"
+            if not (is_word or is_long):
+                _see_it_put_back_and_logged(ksmd, name, junk)
+
+
+def test_values_that_may_not_be_are_put_back_and_logged(ksmd):
+    for name, text in NOT_NOW:
+        _see_it_put_back_and_logged(ksmd, name, text)
 
 
 def test_a_megabyte_of_junk_is_put_back(ksmd):

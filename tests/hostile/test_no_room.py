@@ -15,6 +15,7 @@ from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE
 from ksmemu.control import launch
 from tests.support import procmaps
 from tests.support.namespaces import SmallShmWorker
+from tests.support.stores import shown, store
 from tests.support.waiting import wait_until
 
 MIB = 1 << 20
@@ -32,8 +33,8 @@ def crowded(tmp_path):
         worker.call(_stop)
 
 
-def _start_ksmd(state, directory):
-    state.ksmd = ksmemu.Ksmd(directory, run=1, pages_to_scan=1_000_003, sleep_millisecs=1)
+def _start_ksmd(state, directory, fuse=False):
+    state.ksmd = ksmemu.Ksmd(directory, fuse=fuse, run=1, pages_to_scan=1_000_003, sleep_millisecs=1)
     state.spaces = []
 
 
@@ -185,6 +186,24 @@ def _run_2_is_refused(state):
     assert _what_is_mapped(state) == before
     assert state.ksmd.read("pages_sharing") == NR_PAGES
     return (state.ksmd.directory / "ksmd.log").read_text()
+
+
+@pytest.mark.root
+def test_run_2_without_room_gets_its_errno_through_fuse(tmp_path):
+    with SmallShmWorker(16 * MIB) as worker:
+        worker.call(_start_ksmd, tmp_path / "ksmd", True)
+        worker.call(_make_twins)
+        worker.call(_leave_room, MIB)
+        assert worker.call(_answer_to_run_2) == ("ENOMEM", "0\n")
+        worker.call(_make_room)
+        assert worker.call(_answer_to_run_2) == (1, "2\n")
+        assert worker.call(_has_its_bytes)
+        worker.call(_stop)
+
+
+def _answer_to_run_2(state):
+    folder = state.ksmd.directory / "sys/kernel/mm/ksm"
+    return store(folder, "run", b"2"), shown(folder, "run")
 
 
 def _run_2_unmerges(state):

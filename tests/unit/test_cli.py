@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ksmemu.cli.output import size
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.tunables import ACTIONS, TUNABLES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -115,7 +115,8 @@ def test_status_json_has_every_figure(started, instance):
     assert figures["saved_bytes"] == 0
     assert figures["pid"] == instance.pid()
     files = {path.name for path in instance.control.iterdir()}
-    assert figures["tunables"].keys() | figures["counters"].keys() == files
+    assert figures["tunables"].keys() | figures["counters"].keys() | ACTIONS.keys() == files
+    assert figures["merged_pids"] == []
     assert figures["stats"].keys() == {path.name for path in instance.stats.iterdir()}
 
 
