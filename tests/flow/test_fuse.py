@@ -152,6 +152,20 @@ def test_what_may_not_change_while_pages_are_shared(served, memory):
 
 
 @root
+def test_merge_pid_answers_the_writer(served, memory):
+    folder = folder_of(served)
+    memory(served, 7)
+    assert store(folder, "merge_pid", b"junk") == "EINVAL"
+    assert store(folder, "merge_pid", b"4194304") == "ESRCH"
+    own = str(os.getpid())
+    assert store(folder, "merge_pid", own.encode()) == len(own)
+    assert shown(folder, "merge_pid") == f"{own}\n"
+    assert served.merged_pids() == [os.getpid()]
+    served.write("unmerge_pid", os.getpid())
+    assert shown(folder, "merge_pid") == "\n"
+
+
+@root
 def test_reads_go_on_while_ksmd_is_busy_and_a_store_waits_for_it(served):
     folder = folder_of(served)
     answers = []
