@@ -181,6 +181,7 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
+        events: write events from the first scan on, to sys/kernel/tracing/trace in the directory.
         rfc2009: behave as the patches of May 2009 had it, with the files of that time.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
@@ -193,13 +194,14 @@ class Ksmd(RunningKsmd):
         self,
         directory: str | os.PathLike[str] | None = None,
         *,
+        events: bool = False,
         rfc2009: bool = False,
         **tunables: int,
     ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            self._process = launch(instance, tunables, rfc2009=rfc2009, lifeline=in_ksmd)
+            self._process = launch(instance, tunables, events=events, rfc2009=rfc2009, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)
             raise
@@ -236,10 +238,14 @@ def connect(directory: str | os.PathLike[str] | None = None) -> RunningKsmd:
 
 
 def start_detached(
-    directory: str | os.PathLike[str] | None, tunables: Mapping[str, int], *, rfc2009: bool = False
+    directory: str | os.PathLike[str] | None,
+    tunables: Mapping[str, int],
+    *,
+    events: bool = False,
+    rfc2009: bool = False,
 ) -> int:
     """Start a ksmd that outlives this process and return its pid; errors as those of Ksmd."""
-    process = launch(Instance.resolve(directory), tunables, rfc2009=rfc2009)
+    process = launch(Instance.resolve(directory), tunables, events=events, rfc2009=rfc2009)
     process.returncode = 0  # not ours to wait for: tells Popen not to warn
     return process.pid
 

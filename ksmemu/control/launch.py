@@ -36,6 +36,7 @@ def launch(
     instance: Instance,
     tunables: Mapping[str, int],
     *,
+    events: bool = False,
     rfc2009: bool = False,
     lifeline: int | None = None,
 ) -> subprocess.Popen[bytes]:
@@ -44,6 +45,7 @@ def launch(
     Args:
         instance: where it is to serve.
         tunables: values other than the defaults.
+        events: it writes them from the first scan on.
         rfc2009: it is to behave as the patches of 2009 had it, with the files of that time.
         lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end. None: it
             goes on without its parent.
@@ -64,6 +66,7 @@ def launch(
         *settings,
     ]
     command += [f"--ready-fd={ready_in_ksmd}"]
+    command += ["--events"] if events else []
     command += ["--rfc2009"] if rfc2009 else []
     command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
     with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:

@@ -76,17 +76,20 @@ def _serve(
     default=features.tracker,
     help="How to learn of writes; default: the best that the kernel has.",
 )
+@click.option("--events", is_flag=True, help="Write events from the first scan on.")
 @click.option("--rfc2009", is_flag=True, help="As the patches of May 2009 had it.")
-def main(  # noqa: PLR0913, PLR0917 (click passes them by name)
+def main(  # noqa: PLR0913 (click passes them by name)
     directory: str,
     settings: tuple[str, ...],
     ready_fd: int,
     lifeline_fd: int | None,
     tracker: str,
-    rfc2009: bool,  # noqa: FBT001
+    *,
+    events: bool,
+    rfc2009: bool,
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
-    make = functools.partial(Daemon, tracks=tracker == "written", rfc2009=rfc2009)
+    make = functools.partial(Daemon, tracks=tracker == "written", rfc2009=rfc2009, events=events)
     try:
         _serve(directory, make, _tunables(settings), ready_fd, lifeline_fd)
     except OSError as error:

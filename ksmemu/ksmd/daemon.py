@@ -30,6 +30,7 @@ from ksmemu.ksmd.merge_pid import MergePid
 from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
+from ksmemu.ksmd.tracing import Tracing
 from ksmemu.ksmd.tuning import Tuning
 from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
 from ksmemu.wire import WireError
@@ -55,10 +56,16 @@ class Daemon:
         instance: claimed by the caller.
         tracks: learn of writes from the kernel; otherwise compare checksums.
         rfc2009: behave as the patches of 2009 had it, not as Linux 6.18.
+        events: write them from the first scan on.
+
+    Raises:
+        OSError: there is no place for the events.
     """
 
-    def __init__(self, instance: Instance, *, tracks: bool, rfc2009: bool = False) -> None:
-        self._domain = Domain()
+    def __init__(
+        self, instance: Instance, *, tracks: bool, rfc2009: bool = False, events: bool = False
+    ) -> None:
+        self._domain = Domain(instance.tracing / "trace")
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
         self._files = RFC_2009 if rfc2009 else LINUX
@@ -68,6 +75,7 @@ class Daemon:
         self._control = ControlDirectory(instance.control, instance.stats, self._files, self.store)
         self._server = PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
+        self._tracing = Tracing(instance.tracing, self._domain)
         self._listener = instance.listen()
         self._spare = _spare()
         self._run = STOP
@@ -81,6 +89,9 @@ class Daemon:
         self._merge_pid = MergePid(self._listen_to, self._ignore)
         self._listen_to(self._listener.fileno(), self._accept)
         self._want(self._server.fileno(), self._server.read_events)
+        self._want(self._tracing.fileno(), self._tracing.read_events)
+        if events:
+            self._tracing.store(1)
         self._want(self._workers.fileno(), self._hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
@@ -110,6 +121,7 @@ class Daemon:
         self._listener.close()
         os.close(self._spare)
         self._server.close()
+        self._tracing.close()
         self._control.close()
         self._outside.close()
         self._workers.close()
@@ -137,6 +149,7 @@ class Daemon:
 
     def _publish(self) -> None:
         self._proc.publish(self._domain.processes())
+        self._tracing.publish()
         counters = {**self._domain.own_counters(), **self._domain.counters()}
         if self._mmlist is not None:
             counters = mmlist.renamed(counters)
@@ -165,6 +178,8 @@ class Daemon:
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
         self._domain.count_chains()
         self._tuning.end_scan()
+        if self._domain.events.is_on:
+            self._domain.events.stop_scan(stats.full_scans, self._domain.nr_rmap_items())
         self._publish()
         stats.full_scans += 1
         if self._mmlist is not None:
