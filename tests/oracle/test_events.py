@@ -4,7 +4,6 @@ ksm_remove_rmap_item is left out of the comparison: the kernel tells only of the
 gone, and not of the last of them; a replay needs every page that leaves. Everything else agrees.
 """
 
-import json
 from collections import Counter
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 import ksmemu
 from ksmemu.ksmd.events import FIELDS
 from tests.support import anonymous, tracefs
-from tests.support.replay import lines_of, switch
+from tests.support.replay import events_of, switch
 
 pytestmark = pytest.mark.root
 NR_PAGES, NR_SCANS = 13, 4
@@ -80,7 +79,7 @@ def told(engines):
             workload(theirs, kernel)
             kernel.leave()
         switch(own.ksmd, 1)
-        ours = Stages(own, lambda: [json.loads(line) for line in lines_of(own.ksmd)])
+        ours = Stages(own, lambda: events_of(own.ksmd))
         workload(ours, own)
         own.leave()
         return theirs.told, ours.told

@@ -1,6 +1,6 @@
-"""Replay a trace: which page of which space shows which frame, from its lines alone.
+"""Replay a trace: which page of which space shows which frame, from its events alone.
 
-It knows no more than the lines say, and believes none that contradicts those before.
+It knows no more than the lines of the trace say, and believes none that contradicts those before.
 """
 
 import json
@@ -31,7 +31,7 @@ class Scan:
 
 @dataclass
 class Replay:
-    """The state after the lines so far; ValueError for a line that cannot be true."""
+    """The state after the events so far; ValueError for one that cannot be true."""
 
     spaces: dict = field(default_factory=dict)
     shows: dict = field(default_factory=dict)
@@ -43,11 +43,9 @@ class Replay:
     merges: int = 0
     refusals: int = 0
 
-    def obey(self, line):
-        event = json.loads(line)
-        name, _ = event.pop("event"), event.pop("ts")
-        getattr(self, f"_{name}")(**event)
-        return self
+    def obey(self, event):
+        fields = {name: value for name, value in event.items() if name not in {"event", "ts"}}
+        getattr(self, f"_{event['event']}")(**fields)
 
     def pages_shared(self):
         return len(self.sharers)
@@ -120,11 +118,11 @@ def switch(ksmd, value):
     return path.read_text().rstrip()
 
 
-def lines_of(ksmd):
-    """Return the trace of a ksmd, complete lines only."""
+def events_of(ksmd):
+    """Return the trace of a ksmd, line by line."""
     text = (ksmd.directory / TRACE).read_text()
     assert text.endswith("\n") or not text, "half a line"
-    return text.splitlines()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _believe(is_true, what):
@@ -132,9 +130,9 @@ def _believe(is_true, what):
         raise ValueError(f"this cannot be: {what}")
 
 
-def replay(lines):
-    """Return the state after all of the lines."""
+def replay(events):
+    """Return the state after all of the events."""
     state = Replay()
-    for line in lines:
-        state.obey(line)
+    for event in events:
+        state.obey(event)
     return state
