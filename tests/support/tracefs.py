@@ -28,16 +28,20 @@ _NUMBERS = {"seq", "rmap_entries", "pfn", "err", "scan_time", "pages_to_scan", "
 
 @contextlib.contextmanager
 def mounted():
-    """Yield a folder where tracefs is; root only."""
-    folder = tempfile.mkdtemp(prefix="ksmemu-tracefs-")
-    try:
+    """Yield a folder where tracefs is; root only.
+
+    It is reached through a descriptor: no mount is left however a test ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="ksmemu-tracefs-") as folder:
         subprocess.run(["mount", "-t", "tracefs", "tracefs", folder], check=True)
         try:
-            yield Path(folder)
+            root = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
+    try:
+        yield Path(f"/proc/self/fd/{root}")
     finally:
-        Path(folder).rmdir()
+        os.close(root)
 
 
 def fields(tracefs, name):
