@@ -110,8 +110,7 @@ def told_by(events):
         "pages_shared": told.pages_shared(),
         "pages_sharing": told.pages_sharing(),
         "ksm_zero_pages": told.zero_pages(),
-        "merges": told.merges,
-        "merges in scans": sum(scan.merges for scan in told.scans),
+        "merges": sum(scan.merges for scan in told.scans),
         "full_scans": told.scans[-1].seq + 1,
     }
 
@@ -123,7 +122,6 @@ def found(workload):
         "frames": frames_shown(workload.members),
         "spaces": {mm: member.space for mm, member in workload.members.items()},
         **{name: counters[name] for name in ("pages_shared", "pages_sharing", "ksm_zero_pages", "merges")},
-        "merges in scans": counters["merges"],
         "full_scans": counters["full_scans"],
     }
 

@@ -23,7 +23,7 @@ class Space:
 
 @dataclass
 class Scan:
-    """A full scan, and how many pages were merged between its beginning and its end."""
+    """A full scan, and how many pages it merged; a worker that is slow may say so after its end."""
 
     seq: int
     merges: int = 0
@@ -40,7 +40,6 @@ class Replay:
     """frame -> pages, of each KSM page."""
     scans: list = field(default_factory=list)
     is_scanning: bool = False
-    merges: int = 0
     refusals: int = 0
 
     def obey(self, event):
@@ -94,9 +93,7 @@ class Replay:
             self.refusals += 1
             return
         self.shows[mm, page] = pfn
-        self.merges += 1
-        if self.is_scanning:
-            self.scans[-1].merges += 1
+        self.scans[-1].merges += 1
 
     def _ksm_remove_rmap_item(self, pfn, rmap_item, mm):
         _believe(self.shows.pop((mm, rmap_item), None) == pfn, f"page {rmap_item} of space {mm} showed {pfn}")
