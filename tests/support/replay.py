@@ -92,6 +92,7 @@ class Replay:
         if err:
             self.refusals += 1
             return
+        _believe(self.scans, "a merge before the first scan")
         self.shows[mm, page] = pfn
         self.scans[-1].merges += 1
 

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from ksmemu.ksmd.events import Events
 from ksmemu.ksmd.mm_slot import MmSlot
-from tests.support.examples import quick
+from tests.support.examples import few
 from tests.support.replay import NO_FRAME, replay
 
 NR_PAGES, NR_FRAMES, PID, START = 13, 5, 1009, 0x7F0000003000
@@ -40,12 +40,13 @@ def written(folder):
     return [json.loads(line) for line in (folder / "trace").read_text().splitlines()]
 
 
-@quick
+@few
 @given(st.lists(st.tuples(orders, departures), max_size=7))
 def test_a_replay_of_any_orders_and_departures_is_what_they_were(tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("events")
     events, slot = started(folder)
     events.enter(slot, PID)
+    events.start_scan(0, 0)
     model = {}
     for wanted, leaving in acts:
         order = {page: what for page, what in wanted.items() if page not in model}
