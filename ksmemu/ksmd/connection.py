@@ -159,6 +159,8 @@ def _register(
     worker.slots.append(slot)
     domain.slots[space_id] = slot
     domain.owner[space_id] = worker
+    if domain.events.is_on:
+        domain.events.enter(slot, worker.pid)
     return slot
 
 
@@ -243,6 +245,8 @@ def remove(domain: Domain, slot: MmSlot) -> None:
     worker = domain.owner.pop(slot.id)
     worker.slots.remove(slot)
     del domain.slots[slot.id]
+    if domain.events.is_on:
+        domain.events.exit(slot)
     slot.close()
 
 

@@ -32,6 +32,7 @@ from ksmemu.ksmd.merge_pid import MergePid
 from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
+from ksmemu.ksmd.tracing import Tracing
 from ksmemu.ksmd.tuning import Tuning
 from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
 from ksmemu.wire import WireError
@@ -73,6 +74,7 @@ class Daemon:
         self._control = ControlDirectory(folder, instance.stats, self._files, self.store)
         self._server = MountedFiles(self._control, instance) if setup.fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
+        self._tracing = Tracing(instance.tracing, self._domain)
         self._listener = instance.listen()
         self._spare = _spare()
         self._run = STOP
@@ -86,6 +88,9 @@ class Daemon:
         self._merge_pid = MergePid(self._listen_to, self._ignore)
         self._listen_to(self._listener.fileno(), self._accept)
         self._want(self._server.fileno(), self._server.read_events)
+        self._want(self._tracing.fileno(), self._tracing.read_events)
+        if events:
+            self._tracing.store(1)
         self._want(self._workers.fileno(), self._hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
@@ -115,6 +120,7 @@ class Daemon:
         self._listener.close()
         os.close(self._spare)
         self._server.close()
+        self._tracing.close()
         self._control.close()
         self._outside.close()
         self._workers.close()
@@ -142,6 +148,7 @@ class Daemon:
 
     def _publish(self) -> None:
         self._proc.publish(self._domain.processes())
+        self._tracing.publish()
         counters = {**self._domain.own_counters(), **self._domain.counters()}
         if self._mmlist is not None:
             counters = mmlist.renamed(counters)
@@ -170,6 +177,8 @@ class Daemon:
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
         self._domain.count_chains()
         self._tuning.end_scan()
+        if self._domain.events.is_on:
+            self._domain.events.stop_scan(stats.full_scans, self._domain.nr_rmap_items())
         self._publish()
         stats.full_scans += 1
         if self._mmlist is not None:

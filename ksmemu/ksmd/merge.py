@@ -139,6 +139,9 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
     has_frame = order.frames != NO_FRAME
     pool.settle(order.frames[has_frame])
     done = order.live & (errors == 0)
+    if domain.events.is_on:
+        live = order.live
+        domain.events.merge(order.slot, order.pages[live], order.frames[live], errors[live])
     rmap.move(order.pages[done & has_frame], State.MERGED)
     rmap.move(order.pages[done & ~has_frame], State.ZERO)
     refused = order.live & (errors != 0)

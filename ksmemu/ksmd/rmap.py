@@ -53,6 +53,18 @@ class State(enum.IntEnum):
 
 
 HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING, State.LEFT)
+SHOWS_FRAME = (State.MERGED, State.ZERO, State.REHOMING, State.LEFT)
+"""Its mapping names a frame or the zero page, as an outcome said."""
+HAS_ITEM = (
+    State.WRITTEN,
+    State.SETTLED,
+    State.SKIPPED,
+    State.UNSTABLE,
+    State.ORDERED,
+    State.MERGED,
+    State.REHOMING,
+)
+"""The kernel would have an rmap_item for it: some scan has seen it, and it does not show the zero page."""
 
 
 class Rmap:

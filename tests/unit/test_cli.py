@@ -85,6 +85,15 @@ def test_a_directory_of_another_user_is_status_1(ksmemu, foreign):
         assert_one_line(ran.stderr, str(foreign.directory))
 
 
+def test_start_with_events_has_them_from_the_first_scan_on(ksmemu, instance):
+    assert ksmemu("start", "--events").returncode == 0
+    try:
+        assert (instance.tracing / "events/ksm/enable").read_text().rstrip() == "1"
+        assert (instance.tracing / "trace").read_text() == ""
+    finally:
+        assert ksmemu("stop").returncode == 0
+
+
 def test_start_says_where_and_stop_leaves_nothing(ksmemu, instance):
     started = ksmemu("start")
     assert started.returncode == 0
