@@ -21,6 +21,7 @@ _NAMES = dict.fromkeys(name for table in _TABLES for name in table)
 _SETUP = {
     "fuse": "Serve the control files by FUSE: bad values are refused.",
     "rfc2009": "Behave as the patches of May 2009 had it.",
+    "events": "Write events from the first scan on.",
 }
 """What a Setup decides."""
 

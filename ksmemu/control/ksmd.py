@@ -200,7 +200,7 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        setup: as Setup has it: `fuse=True`, `rfc2009=True`.
+        fuse, rfc2009, events: as control.setup.Setup has them.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
@@ -214,12 +214,13 @@ class Ksmd(RunningKsmd):
         *,
         fuse: bool = False,
         rfc2009: bool = False,
+        events: bool = False,
         **tunables: int,
     ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            setup = Setup(fuse=fuse, rfc2009=rfc2009)
+            setup = Setup(fuse=fuse, rfc2009=rfc2009, events=events)
             self._process = launch(instance, tunables, setup, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)

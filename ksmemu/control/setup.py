@@ -14,6 +14,8 @@ class Setup:
     """Serve the control files by FUSE: a bad store gets the kernel's errno, and each store is obeyed."""
     rfc2009: bool = False
     """Behave as the patches of May 2009 had it, with the files of that time, not as Linux 6.18."""
+    events: bool = False
+    """Write events from the first scan on."""
 
     def options(self) -> Iterator[str]:
         """Yield the options that say so on a command line."""

@@ -81,7 +81,6 @@ def _serve(
 def main(
     directory: str,
     settings: tuple[str, ...],
-    fuse: bool,  # noqa: FBT001
     ready_fd: int,
     lifeline_fd: int | None,
     tracker: str,

@@ -60,10 +60,11 @@ class Daemon:
         setup: how to work.
     Raises:
         KernelLacksError: there is no FUSE.
+        OSError: there is no place for the events.
     """
 
     def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
-        self._domain = Domain()
+        self._domain = Domain(instance.tracing / "trace")
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
         self._files = RFC_2009 if setup.rfc2009 else LINUX
@@ -89,7 +90,7 @@ class Daemon:
         self._listen_to(self._listener.fileno(), self._accept)
         self._want(self._server.fileno(), self._server.read_events)
         self._want(self._tracing.fileno(), self._tracing.read_events)
-        if events:
+        if setup.events:
             self._tracing.store(1)
         self._want(self._workers.fileno(), self._hear_all)
 
