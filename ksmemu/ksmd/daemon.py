@@ -23,7 +23,7 @@ from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, rehome
+from ksmemu.ksmd import connection, mmlist, question, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
@@ -315,6 +315,8 @@ class Daemon:
             body, fds = wire.receive_control(control)
             if "merge_pid" in body and not fds:
                 self._merge_pid.answer(control, body)
+            elif "explain" in body and not fds:
+                self._explain(control, body)
             else:
                 self._welcome(control, body, fds)
         except (WireError, EOFError, OSError) as error:
@@ -322,6 +324,16 @@ class Daemon:
                 log.warning("a client is refused: %s", error)
                 connection.refuse(control, errno.EPROTO, str(error))
             control.close()
+
+    def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
+        stopped = f"run={self._run}" if self._run != MERGE else None
+        if stopped is None and not self._control["pages_to_scan"]:
+            stopped = "pages_to_scan=0"
+        with control:
+            try:
+                question.answer(self._domain, control, body, stopped)
+            except OSError as error:
+                connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
