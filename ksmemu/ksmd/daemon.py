@@ -326,6 +326,7 @@ class Daemon:
             control.close()
 
     def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
+        self._hear_reports()  # so that whoever asks after an advice is told of what it changed
         stopped = f"run={self._run}" if self._run != MERGE else None
         if stopped is None and not self._control["pages_to_scan"]:
             stopped = "pages_to_scan=0"
@@ -370,6 +371,14 @@ class Daemon:
             self._leave(worker)
         except (WireError, OSError) as error:
             self._cut_off(worker, error)
+
+    def _hear_reports(self) -> None:
+        """Obey what agents have reported so far."""
+        for worker in list(self._domain.workers):
+            for _ in range(_HEAR_TURNS):
+                if worker.is_lost or not worker.has_reported():
+                    break
+                self._report(worker)
 
     def _leave(self, worker: Worker) -> None:
         """A worker without spaces and sockets has detached; one with spaces may still map frames."""

@@ -1,7 +1,7 @@
 """Answer whoever asks why memory is not merged: find the memory that is meant, look, send what was found.
 
-control/explain.py -> question.py -> explain.py. The answer may be long, so it is JSON (reasons.Explained) in a
-sealed memfd beside the reply.
+control/explain.py -> question.py -> explain.py. The answer may be long, so it is JSON (reasons.Explained) in
+a sealed memfd beside the reply.
 """
 
 from __future__ import annotations
