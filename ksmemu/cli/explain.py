@@ -24,6 +24,7 @@ from ksmemu.units import PAGE_SIZE
 
 _COLUMNS = 80
 _SHOWN_DUPS = 3
+_WHERE_WIDTH = 47
 _REASON_WIDTH = max(len(reason.words) for reason in Reason)
 
 
@@ -68,8 +69,10 @@ def _lines(found: Explained) -> Iterator[str]:
         if worker["silent"]:
             yield f"pid {worker['pid']}: {worker['silent']}"
             yield f"  {SILENT[worker['silent']]}"
-        for space in worker["spaces"]:
-            yield from (_row_line(row) for row in space["rows"])
+        rows = [row for space in worker["spaces"] for row in space["rows"]]
+        if rows:
+            yield f"{'RANGE':<{_WHERE_WIDTH}} {'REASON':<{_REASON_WIDTH}} {'PAGES':>11}"
+        yield from map(_row_line, rows)
     if found["page"]:
         yield from _page_lines(found["page"])
     yield from _legend(found)
@@ -94,8 +97,8 @@ def _wrapped(head: str, parts: Iterable[str]) -> Iterator[str]:
 def _row_line(row: Row) -> str:
     start, end, code, nr, sharers = row
     where = f"[{start:#x}, {end:#x}) ({size(end - start)})"
-    reason = Reason(code).words + (f" x {sharers}" if sharers else "")
-    return f"{where:<46} {reason:<{_REASON_WIDTH}} {_pages(nr)}"
+    reason = Reason(code).words + (f" x{sharers}" if sharers else "")
+    return f"{where:<{_WHERE_WIDTH}} {reason:<{_REASON_WIDTH}} {nr:>11}"
 
 
 def _pages(nr: int) -> str:

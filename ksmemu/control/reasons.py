@@ -42,7 +42,7 @@ class Text:
 
 
 TEXTS: Mapping[Reason, Text] = {
-    Reason.MERGED: Text("shows a frame of the pool; x N: up to N pages share one"),
+    Reason.MERGED: Text("shows a frame of the pool; xN: up to N pages share one"),
     Reason.ZERO_PAGE: Text("holds zeros, and shows the kernel's zero page"),
     Reason.NO_DATA: Text("mergeable, and nothing was written here so far"),
     Reason.NOT_ADVISED: Text(
@@ -63,11 +63,11 @@ TEXTS: Mapping[Reason, Text] = {
     Reason.UNIQUE: Text("no other page in the books has these bytes", "advise the memory that has them too"),
     Reason.SHARING_LIMIT: Text(
         "equal pages are merged, and their frames are full",
-        "a larger max_page_sharing; first run=2, as nothing may be shared",
+        "a larger max_page_sharing; run=2 first: nothing may be shared",
     ),
     Reason.OTHER_NODE: Text(
         "equal pages are on another node only",
-        "merge_across_nodes=1; first run=2, as nothing may be shared",
+        "merge_across_nodes=1; run=2 first: nothing may be shared",
     ),
     Reason.MAPPING_BUDGET: Text(
         "its process is near its limit of mappings", "sysctl vm.max_map_count=262144"
