@@ -23,7 +23,6 @@ from ksmemu.instance import Instance
 from ksmemu.units import PAGE_SIZE
 
 _COLUMNS = 80
-_SHOWN_DUPS = 3
 _WHERE_WIDTH = 47
 _REASON_WIDTH = max(len(reason.words) for reason in Reason)
 
@@ -112,9 +111,8 @@ def _page_lines(page: ExplainedPage) -> Iterator[str]:
     if page["sharers"]:
         known.append(f"{_pages(page['sharers'])} share its frame")
     elif page["dups"]:
-        sharers = ", ".join(str(nr) for nr in page["dups"][:_SHOWN_DUPS])
-        more = ", …" if len(page["dups"]) > _SHOWN_DUPS else ""
-        known.append(f"frames of its content: {len(page['dups'])}, shared by {sharers}{more}")
+        known.append(f"frames of its content: {len(page['dups'])}")
+        known.append(f"each shared by {min(page['dups'])} to {max(page['dups'])} pages")
     elif page["compared"]:
         known.append(f"no partner among {_pages(page['compared'])}")
     return _wrapped(f"page {page['address']:#x}: ", known)

@@ -17,7 +17,7 @@ from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import Left, State
+from ksmemu.ksmd.rmap import Obstacle, State
 from ksmemu.ksmd.table import Fingerprints
 
 Reasons = npt.NDArray[np.uint8]
@@ -38,10 +38,10 @@ _OF_STATE = {
     State.ZERO: Reason.ZERO_PAGE,
     State.REHOMING: Reason.REHOMING,
 }
-_OF_LEFT = {Left.MAPPING_BUDGET: Reason.MAPPING_BUDGET, Left.NO_ROOM: Reason.NO_ROOM}
+_OF_OBSTACLE = {Obstacle.MAPPING_BUDGET: Reason.MAPPING_BUDGET, Obstacle.NO_ROOM: Reason.NO_ROOM}
 
 
-def _column(reasons: dict[State, Reason] | dict[Left, Reason]) -> Reasons:
+def _column(reasons: dict[State, Reason] | dict[Obstacle, Reason]) -> Reasons:
     """Return an array to look reasons up in by number."""
     column = np.zeros(max(reasons) + 1, dtype=np.uint8)
     for number, reason in reasons.items():
@@ -49,7 +49,7 @@ def _column(reasons: dict[State, Reason] | dict[Left, Reason]) -> Reasons:
     return column
 
 
-_BY_STATE, _BY_LEFT = _column(_OF_STATE), _column(_OF_LEFT)
+_BY_STATE, _BY_OBSTACLE = _column(_OF_STATE), _column(_OF_OBSTACLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,10 @@ def _known(domain: Domain, slot: MmSlot, apart: Partners, behind: _Stretches, he
     tracked = rmap.tracked(0, rmap.nr_pages)
     unseen = np.setdiff1d(held, tracked, assume_unique=True)
     pages = np.union1d(tracked, unseen[behind.at(unseen) == Reason.NO_DATA])
-    states, left = rmap.state[pages], rmap.left[pages]
+    states, obstacles = rmap.state[pages], rmap.obstacle[pages]
     reasons = _BY_STATE[states]
-    was_left = left != Left.NOT
-    reasons[was_left] = _BY_LEFT[left[was_left]]
+    is_kept = obstacles != Obstacle.NONE
+    reasons[is_kept] = _BY_OBSTACLE[obstacles[is_kept]]
     waiting, why = apart.of(slot)
     reasons[np.searchsorted(pages, waiting)] = why
     sharers = np.zeros(len(pages), dtype=np.int64)

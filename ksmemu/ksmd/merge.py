@@ -19,7 +19,7 @@ from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import NO_FRAME, Left, State
+from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.worker import Order, Worker
 
@@ -39,7 +39,7 @@ def merge(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
     frames, filled, has_room = _new_frames(domain, claims)
     is_good = filled[claims.number]
     domain.move(claims.members[~is_good], State.WRITTEN)
-    domain.leave(claims.members[~has_room[claims.number]], Left.NO_ROOM)
+    domain.give_up(claims.members[~has_room[claims.number]], Obstacle.NO_ROOM)
     members, number = claims.members[is_good], claims.number[is_good]
     domain.pool.fingerprint[frames[filled]] = claims.fingerprints[filled]
     _order(
@@ -108,7 +108,7 @@ def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> N
     if not chosen.all():
         kept = np.repeat(chosen, laid["nr_pages"])
         domain.stats.over_budget_so_far += int((~kept).sum())
-        slot.rmap.leave(pages[~kept], Left.MAPPING_BUDGET)
+        slot.rmap.give_up(pages[~kept], Obstacle.MAPPING_BUDGET)
         pages, frames, laid = pages[kept], frames[kept], laid[chosen]
     if not len(laid):
         return
@@ -153,7 +153,7 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
     refused = order.live & (errors != 0)
     pool.release(order.frames[refused])
     rmap.move(order.pages[refused], State.WRITTEN)
-    rmap.leave(order.pages[refused & (errors == errno.ENOMEM)], Left.MAPPING_BUDGET)
+    rmap.give_up(order.pages[refused & (errors == errno.ENOMEM)], Obstacle.MAPPING_BUDGET)
     domain.stats.merges += int(done.sum())
     domain.stats.verify_refusals += int((errors == errno.EAGAIN).sum())
     domain.stats.over_budget_so_far += int((errors == errno.ENOMEM).sum())

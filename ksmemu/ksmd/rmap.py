@@ -52,10 +52,10 @@ class State(enum.IntEnum):
     """Merged, and no longer ours to count: its advice was withdrawn as in 2009. Tag: the frame."""
 
 
-class Left(enum.IntEnum):
+class Obstacle(enum.IntEnum):
     """Why a page that matched is WRITTEN again, until it is written indeed or matches anew."""
 
-    NOT = 0
+    NONE = 0
     MAPPING_BUDGET = 1
     """Its process is near vm.max_map_count."""
     NO_ROOM = 2
@@ -72,7 +72,7 @@ class Rmap:
         state: uint8, a State for each page. Change it by move() only.
         tag: uint32, meaning by state.
         age, skips: uint8, visits so far and visits to skip (smart scan).
-        left: uint8, a Left for each page; not touched before leave().
+        obstacle: uint8, an Obstacle for each page; not touched before give_up().
         counts: pages in each State.
     """
 
@@ -83,8 +83,8 @@ class Rmap:
         self.tag = column(nr_chunks * CHUNK, np.uint32)
         self.age = column(nr_chunks * CHUNK, np.uint8)
         self.skips = column(nr_chunks * CHUNK, np.uint8)
-        self.left = column(nr_chunks * CHUNK, np.uint8)
-        self._was_any_left = False
+        self.obstacle = column(nr_chunks * CHUNK, np.uint8)
+        self._had_obstacles = False
         self.counts = np.zeros(len(State), dtype=np.int64)
         self._by_chunk = self.state.reshape(nr_chunks, CHUNK)
         self._occupied = np.empty(0, dtype=np.int64)
@@ -100,20 +100,20 @@ class Rmap:
         self.counts[state] += len(pages)
         self.state[pages] = state
         if state is not State.SETTLED:
-            self.forget_left(pages)
+            self.forget_obstacle(pages)
         if state is State.ABSENT:
             self.rejuvenate(pages)
 
-    def leave(self, pages: Pages, why: Left) -> None:
+    def give_up(self, pages: Pages, why: Obstacle) -> None:
         """Take pages that matched to WRITTEN: they could not be merged."""
         self.move(pages, State.WRITTEN)
-        self._was_any_left |= len(pages) > 0
-        self.left[pages] = why
+        self._had_obstacles |= len(pages) > 0
+        self.obstacle[pages] = why
 
-    def forget_left(self, pages: Pages) -> None:
+    def forget_obstacle(self, pages: Pages) -> None:
         """Forget why pages could not be merged: it is not what keeps them now."""
-        if self._was_any_left:
-            self.left[pages] = Left.NOT
+        if self._had_obstacles:
+            self.obstacle[pages] = Obstacle.NONE
 
     def rejuvenate(self, pages: Pages) -> None:
         """Forget how often pages were looked at."""

@@ -15,7 +15,7 @@ from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.explain import explain, partners
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import places
-from ksmemu.ksmd.rmap import Left, State
+from ksmemu.ksmd.rmap import Obstacle, State
 from tests.support.examples import quick
 
 NR_PAGES = 1031
@@ -145,18 +145,18 @@ def test_equal_pages_on_another_node_are_named_if_nodes_are_kept_apart(across_no
 
 
 @pytest.mark.parametrize(
-    ("why", "reason"), [(Left.MAPPING_BUDGET, Reason.MAPPING_BUDGET), (Left.NO_ROOM, Reason.NO_ROOM)]
+    ("why", "reason"), [(Obstacle.MAPPING_BUDGET, Reason.MAPPING_BUDGET), (Obstacle.NO_ROOM, Reason.NO_ROOM)]
 )
 def test_why_a_page_was_left_holds_until_it_is_written_or_matches_anew(why, reason):
     with books(0) as domain:
         slot = domain.slots[1]
         pages = np.arange(7, 11)
         slot.rmap.track(pages, State.SETTLED)
-        slot.rmap.leave(pages, why)
+        slot.rmap.give_up(pages, why)
         assert {reason_of(domain, slot, number) for number in pages} == {reason}
         slot.rmap.move(pages, State.SETTLED)  # quiet again: it will be matched
         assert {reason_of(domain, slot, number) for number in pages} == {reason}
-        slot.rmap.forget_left(pages[:2])  # written
+        slot.rmap.forget_obstacle(pages[:2])  # written
         slot.rmap.move(pages[3:], State.ORDERED)
         found = [reason_of(domain, slot, number) for number in pages]
         assert found == [Reason.LOOKED_AT] * 2 + [reason, Reason.BEING_MERGED]
