@@ -327,7 +327,7 @@ class Daemon:
 
     def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
         self._hear_reports()  # so that whoever asks after an advice is told of what it changed
-        stopped = f"run={self._run}" if self._run != MERGE else None
+        stopped = f"run={self._control['run']}" if self._run != MERGE else None
         if stopped is None and not self._control["pages_to_scan"]:
             stopped = "pages_to_scan=0"
         with control:

@@ -37,6 +37,7 @@ _OF_STATE = {
     State.MERGED: Reason.MERGED,
     State.ZERO: Reason.ZERO_PAGE,
     State.REHOMING: Reason.REHOMING,
+    State.LEFT: Reason.LEFT,
 }
 _OF_OBSTACLE = {Obstacle.MAPPING_BUDGET: Reason.MAPPING_BUDGET, Obstacle.NO_ROOM: Reason.NO_ROOM}
 
@@ -157,7 +158,7 @@ def _known(domain: Domain, slot: MmSlot, apart: Partners, behind: _Stretches, he
     waiting, why = apart.of(slot)
     reasons[np.searchsorted(pages, waiting)] = why
     sharers = np.zeros(len(pages), dtype=np.int64)
-    merged = states == State.MERGED
+    merged = np.isin(states, [State.MERGED, State.LEFT])
     sharers[merged] = domain.pool.refs[rmap.tag[pages[merged]]]
     return _Known(pages, reasons, sharers)
 

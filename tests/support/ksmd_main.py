@@ -76,7 +76,17 @@ def keep_a_kernel_item_for_each_page():
     Rmap.track = track_with_items
 
 
+def explain_merged_pages_as_unique():
+    """What shares a frame is said to have no equal."""
+    from ksmemu.control.reasons import Reason
+    from ksmemu.ksmd import explain
+    from ksmemu.ksmd.rmap import State
+
+    explain._BY_STATE[State.MERGED] = Reason.UNIQUE
+
+
 STEPS = {
+    "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
     "read-only": hand_out_writable_pool,
     "count": forget_to_count_releases,

@@ -72,6 +72,7 @@ BY_STATE = {
     State.MERGED: Reason.MERGED,
     State.ZERO: Reason.ZERO_PAGE,
     State.REHOMING: Reason.REHOMING,
+    State.LEFT: Reason.LEFT,
 }
 page = st.one_of(st.integers(0, NR_PAGES - 1), st.integers(507, 521))
 part = st.tuples(page, st.integers(1, 97)).map(lambda pair: (pair[0], min(sum(pair), NR_PAGES)))
