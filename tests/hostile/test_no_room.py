@@ -140,6 +140,7 @@ def _see_that_twins_merge(state):
 
 
 def _see_that_the_pool_stays_small(state):
+    state.ksmd.write("smart_scan", 0)  # equal pages are looked at in the same scan, and both meet the pool
     state.data = os.urandom(NR_PAGES * PAGE)
     for _ in range(2):
         _make_space(state, state.data)
@@ -147,7 +148,7 @@ def _see_that_the_pool_stays_small(state):
     assert state.ksmd.read("pool_bytes") <= MIB
     state.ksmd.write("run", 0)
     found = totals(state.ksmd)
-    assert found.keys() <= {Reason.MERGED, Reason.NO_ROOM}
+    assert found.keys() <= {Reason.MERGED, Reason.NO_ROOM}, found
     assert found[Reason.NO_ROOM] > 0
     assert_adds_up(state.ksmd)
     assert _has_its_bytes(state)
