@@ -330,11 +330,11 @@ class Daemon:
         stopped = f"run={self._control['run']}" if self._run != MERGE else None
         if stopped is None and not self._control["pages_to_scan"]:
             stopped = "pages_to_scan=0"
-        with control:
-            try:
-                question.answer(self._domain, control, body, stopped)
-            except OSError as error:
-                connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        try:
+            question.answer(self._domain, control, body, stopped)
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)

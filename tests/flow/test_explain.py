@@ -1,5 +1,6 @@
 """`ksmemu explain`: each reason where it really holds, and the figures add up to the counters."""
 
+import errno
 import json
 import os
 import signal
@@ -9,11 +10,11 @@ import sys
 import pytest
 
 import ksmemu
-from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE, KsmError
+from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE, KsmError, wire
 from ksmemu.control.reasons import Reason
 from tests.support import crew
 from tests.support.explained import ask, assert_adds_up, by_page, reasons, rows, totals
-from tests.support.fakes import FakeWorker
+from tests.support.fakes import FakeWorker, connect
 from tests.support.pages import content
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
@@ -260,6 +261,14 @@ def test_a_question_about_what_is_not_known_is_refused(ksmd, memory):
     with pytest.raises(KsmError, match="is in no address space"):
         ask(ksmd, ME, one.end)
     assert len(by_page(ksmd)) == one.nr_pages
+
+
+def test_a_question_of_another_version_is_eproto(ksmd):
+    with connect(ksmd.directory) as control:
+        wire.send_control(control, {"explain": wire.VERSION + 1, "pid": None, "address": None})
+        reply, fds = wire.receive_control(control)
+    assert (reply["errno"], fds) == (errno.EPROTO, [])
+    assert "version" in reply["text"]
 
 
 def test_each_process_is_explained_by_itself(ksmd, start_worker, memory):
