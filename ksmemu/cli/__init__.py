@@ -10,6 +10,7 @@ import click
 
 from ksmemu.cli.check import check
 from ksmemu.cli.demo import demo
+from ksmemu.cli.explain import explain
 from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
@@ -28,7 +29,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, set_, check, demo):
+for verb in (start, stop, status, explain, set_, check, demo):
     commands.add_command(verb)
 
 

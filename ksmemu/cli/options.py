@@ -45,6 +45,23 @@ def setup_options(command: T) -> T:
     return command
 
 
+class Address(click.ParamType[int]):
+    """An address: decimal, or hexadecimal behind 0x."""
+
+    name = "ADDRESS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it as a number."""
+        text = str(value).lower()
+        try:
+            address = int(text, 16 if text.startswith("0x") else 10)
+        except ValueError:
+            self.fail(f"{value!r} is no address: decimal, or 0x and hexadecimal", param, ctx)
+        if not 0 <= address < 1 << 64:
+            self.fail(f"{value} is no address: 64 bits at most", param, ctx)
+        return address
+
+
 class Setting(click.ParamType[tuple[str, int]]):
     """NAME=VALUE of a tunable, checked before anything is done."""
 

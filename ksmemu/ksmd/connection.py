@@ -225,6 +225,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
         end = start + nr
         if end > slot.nr_pages:
             raise WireError(f"pages up to {end} of a space of {slot.nr_pages}")
+        slot.refused.put(start, end, True if kind is ReportKind.REFUSED else None)
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
             slot.known_surplus = None
@@ -232,7 +233,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
             slot.rmap.move(left[slot.rmap.state[left] == State.LEFT], State.MERGED)
         elif kind is ReportKind.UNSHAREABLE:
             slot.advised.put(start, end, None)
-        else:
+        elif kind is not ReportKind.REFUSED:
             slot.advised.put(start, end, None)
             domain.forget(slot, start, end)
     if kind is ReportKind.CLOSED:

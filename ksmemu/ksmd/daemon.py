@@ -25,7 +25,7 @@ from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, rehome
+from ksmemu.ksmd import connection, mmlist, question, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
@@ -330,6 +330,8 @@ class Daemon:
             body, fds = wire.receive_control(control)
             if "merge_pid" in body and not fds:
                 self._merge_pid.answer(control, body)
+            elif "explain" in body and not fds:
+                self._explain(control, body)
             else:
                 self._welcome(control, body, fds)
         except (WireError, EOFError, OSError) as error:
@@ -337,6 +339,17 @@ class Daemon:
                 log.warning("a client is refused: %s", error)
                 connection.refuse(control, errno.EPROTO, str(error))
             control.close()
+
+    def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
+        self._hear_reports()  # so that whoever asks after an advice is told of what it changed
+        stopped = f"run={self._control['run']}" if self._run != MERGE else None
+        if stopped is None and not self._control["pages_to_scan"]:
+            stopped = "pages_to_scan=0"
+        try:
+            question.answer(self._domain, control, body, stopped)
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
@@ -373,6 +386,14 @@ class Daemon:
             self._leave(worker)
         except (WireError, OSError) as error:
             self._cut_off(worker, error)
+
+    def _hear_reports(self) -> None:
+        """Obey what agents have reported so far."""
+        for worker in list(self._domain.workers):
+            for _ in range(_HEAR_TURNS):
+                if worker.is_lost or not worker.has_reported():
+                    break
+                self._report(worker)
 
     def _leave(self, worker: Worker) -> None:
         """A worker without spaces and sockets has detached; one with spaces may still map frames."""

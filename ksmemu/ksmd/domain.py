@@ -17,7 +17,7 @@ from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
 from ksmemu.ksmd.pool import Frames, Pool
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, State
+from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, Obstacle, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints
@@ -107,6 +107,11 @@ class Domain:
         """Take pages of any spaces to a state."""
         for slot_id, index in by_slot(where):
             self.slots[slot_id].rmap.move(pages_of(where[index]), state)
+
+    def give_up(self, where: Places, why: Obstacle) -> None:
+        """Leave pages of any spaces unmerged that matched."""
+        for slot_id, index in by_slot(where):
+            self.slots[slot_id].rmap.give_up(pages_of(where[index]), why)
 
     def forget(self, slot: MmSlot, start: int, end: int) -> None:
         """The pages in [start, end) are gone, or no longer mergeable: give up what they hold."""

@@ -89,7 +89,17 @@ def end_at_an_event():
         setattr(Events, name, end)
 
 
+def explain_merged_pages_as_unique():
+    """What shares a frame is said to have no equal."""
+    from ksmemu.control.reasons import Reason
+    from ksmemu.ksmd import explain
+    from ksmemu.ksmd.rmap import State
+
+    explain._BY_STATE[State.MERGED] = Reason.UNIQUE
+
+
 STEPS = {
+    "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
     "read-only": hand_out_writable_pool,
     "count": forget_to_count_releases,

@@ -60,6 +60,12 @@ def assert_one_line(text: str, *parts: str) -> None:
         (["set", "pages_shared=3"], "no tunable 'pages_shared'"),
         (["start", "walk=1"], "there are " + ", ".join(TUNABLES)),
         (["status", "--yaml"], "--yaml"),
+        (["explain", "me"], "'me' is not a valid integer"),
+        (["explain", "0"], "0 is not in the range"),
+        (["explain", "1", "0xstack"], "'0xstack' is no address"),
+        (["explain", "1", "-7"], "No such option"),
+        (["explain", "1", str(1 << 64)], "is no address"),
+        (["explain", "1", "2", "3"], "unexpected extra argument"),
     ],
 )
 def test_bad_usage_is_status_2_and_changes_nothing(ksmemu, instance, arguments, part):
@@ -71,7 +77,7 @@ def test_bad_usage_is_status_2_and_changes_nothing(ksmemu, instance, arguments, 
     assert not instance.directory.exists()
 
 
-@pytest.mark.parametrize("verb", [["status"], ["stop"], ["set", "run=1"]])
+@pytest.mark.parametrize("verb", [["status"], ["stop"], ["set", "run=1"], ["explain"], ["explain", "1"]])
 def test_no_ksmd_is_status_1(ksmemu, instance, verb):
     ran = ksmemu(*verb)
     assert ran.returncode == 1
@@ -127,6 +133,21 @@ def test_status_json_has_every_figure(started, instance):
     assert figures["tunables"].keys() | figures["counters"].keys() | ACTIONS.keys() == files
     assert figures["merged_pids"] == []
     assert figures["stats"].keys() == {path.name for path in instance.stats.iterdir()}
+
+
+def test_explain_says_that_nobody_has_joined(started):
+    ran = started("explain")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == (
+        "nothing is scanned: run=0\n"
+        "  ksmemu set run=1\n"
+        "nobody has joined: no process has advised any memory\n"
+    )
+    assert json.loads(started("explain", "--json").stdout) == {
+        "stopped": "run=0",
+        "workers": [],
+        "page": None,
+    }
 
 
 def test_set_returns_when_it_is_obeyed(started, instance):
