@@ -46,6 +46,8 @@ def answer(domain: Domain, control: socket.socket, body: dict[str, object], stop
     pid, address = body.get("pid"), body.get("address")
     if not isinstance(pid, int | None) or not isinstance(address, int | None):
         raise WireError("a question to explain that names no process or address")
+    if pid is None and address is not None:
+        raise WireError("a question to explain an address of no process")
     if body != {"explain": wire.VERSION, "pid": pid, "address": address}:
         raise WireError(f"a question to explain of another version than {wire.VERSION}")
     fd = _sealed(json.dumps(_explained(domain, pid, address, stopped)).encode())
