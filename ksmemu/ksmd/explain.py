@@ -16,7 +16,7 @@ from ksmemu.intervals import IntervalMap
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, union
 from ksmemu.ksmd.rmap import Obstacle, State
 from ksmemu.ksmd.table import Fingerprints
 
@@ -131,7 +131,7 @@ def explain(
     """
     behind = _stretches(slot, refuses=refuses)
     known = _known(domain, slot, apart, behind, held)
-    return _rows(slot.nr_pages, known, behind, np.union1d(known.pages, held))
+    return _rows(slot.nr_pages, known, behind, union(known.pages, held))
 
 
 def _stretches(slot: MmSlot, *, refuses: bool) -> _Stretches:
@@ -150,7 +150,7 @@ def _known(domain: Domain, slot: MmSlot, apart: Partners, behind: _Stretches, he
     rmap = slot.rmap
     tracked = rmap.tracked(0, rmap.nr_pages)
     unseen = np.setdiff1d(held, tracked, assume_unique=True)
-    pages = np.union1d(tracked, unseen[behind.at(unseen) == Reason.NO_DATA])
+    pages = union(tracked, unseen[behind.at(unseen) == Reason.NO_DATA])
     states, obstacles = rmap.state[pages], rmap.obstacle[pages]
     reasons = _BY_STATE[states]
     is_kept = obstacles != Obstacle.NONE
@@ -169,7 +169,7 @@ def _rows(nr_pages: int, known: _Known, behind: _Stretches, data: Pages) -> npt.
     differs = (np.diff(pages) != 1) | (np.diff(known.reasons) != 0)
     begins = np.flatnonzero(np.append(True, differs)[: len(pages)])
     ends = np.flatnonzero(np.append(differs, True)[: len(pages)])
-    cuts = np.unique(np.concatenate([behind.starts, pages[begins], pages[ends] + 1]))
+    cuts = union(behind.starts, pages[begins], pages[ends] + 1)
     cuts = cuts[cuts < nr_pages]
     rows = np.zeros(len(cuts), dtype=ROW)
     rows["start"], rows["end"] = cuts, np.append(cuts[1:], nr_pages)

@@ -22,7 +22,7 @@ from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.explain import Partners, explain, partners
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import places
-from ksmemu.ksmd.ranges import Pages, expand, from_core
+from ksmemu.ksmd.ranges import Pages, expand, from_core, union
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.worker import Worker
 from ksmemu.units import PAGE_SIZE
@@ -46,6 +46,8 @@ def answer(domain: Domain, control: socket.socket, body: dict[str, object], stop
     pid, address = body.get("pid"), body.get("address")
     if not isinstance(pid, int | None) or not isinstance(address, int | None):
         raise WireError("a question to explain that names no process or address")
+    if pid is None and address is not None:
+        raise WireError("a question to explain an address of no process")
     if body != {"explain": wire.VERSION, "pid": pid, "address": address}:
         raise WireError(f"a question to explain of another version than {wire.VERSION}")
     fd = _sealed(json.dumps(_explained(domain, pid, address, stopped)).encode())
@@ -136,7 +138,7 @@ def _held(slot: MmSlot) -> Pages:
         # It is dying, or it took back what it handed over: its own loss.
         log.info("space %d cannot be looked at: %s", slot.id, error)
         return np.empty(0, dtype=np.int64)
-    return np.union1d(expand(own), expand(from_core(private, PAGE_SIZE, slot.start)))
+    return union(expand(own), expand(from_core(private, PAGE_SIZE, slot.start)))
 
 
 def _page(domain: Domain, slot: MmSlot, address: int) -> ExplainedPage:

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from ksmemu.ksmd.ranges import contains, expand, from_core
+from ksmemu.ksmd.ranges import contains, expand, from_core, union
 from tests.support.examples import quick
 
 numbers = st.sets(st.integers(0, 97))
@@ -36,6 +36,13 @@ def test_from_core_counts_pages_from_the_start_of_the_space(model, first):
     origin = first * 4096
     addresses = bytearray((ranges_of(model) * 4096 + origin).tobytes())
     assert (from_core(addresses, 4096, origin) == ranges_of(model)).all()
+
+
+@quick
+@given(st.lists(numbers, min_size=1, max_size=5))
+def test_union_names_every_number_once_in_order(models):
+    found = union(*(np.array(sorted(model), dtype=np.int64) for model in models))
+    assert found.tolist() == sorted(set().union(*models))
 
 
 def test_an_empty_range_expands_to_nothing():
