@@ -16,7 +16,6 @@ from typing import Self
 from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.launch import checked, last_log_line, launch
 from ksmemu.control.tunables import TUNABLES
-from ksmemu.control.value_file import VALUE_WIDTH
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
 
@@ -52,7 +51,7 @@ class RunningKsmd:
         value = TUNABLES[name].read if name in TUNABLES else int
         while True:
             try:
-                return value((folder / name).read_text().rstrip(" \n"))
+                return value((folder / name).read_text().rstrip("\n"))
             except ValueError:  # another client has stored something that ksmd has not taken yet
                 self._require_alive()
                 time.sleep(_POLL_SECONDS)
@@ -74,13 +73,14 @@ class RunningKsmd:
         try:
             is_mounted = self._instance.is_mounted
             with path.open("r+b", buffering=0) as file:
-                file.write(text)
+                # A NUL, before which every store ends, shows until ksmd has taken it.
+                file.write(text if is_mounted else text + b"\0")
         except OSError as refusal:
             self._notice_death(refusal)
             raise self._refused(name, value, refusal.errno) from None
         if is_mounted:
             return
-        self._await_store(name, lambda: _is_normal(path.read_bytes()))
+        self._await_store(name, lambda: _is_taken(path.read_bytes()))
         if self.read(name) != value:
             raise self._refused(name, value, errno.EINVAL)
 
@@ -235,6 +235,7 @@ def start_detached(
     return process.pid
 
 
-def _is_normal(content: bytes) -> bool:
-    """Whether ksmd has taken a store: it leaves the value at a width that no client uses."""
-    return len(content) == VALUE_WIDTH + 1 and content.count(b"\n") == 1
+def _is_taken(content: bytes) -> bool:
+    """Whether ksmd has taken a store: it leaves one line, and newlines that fill the file up."""
+    _, newline, rest = content.partition(b"\n")
+    return bool(newline) and not rest.strip(b"\n")

@@ -53,7 +53,7 @@ def _log(ksmd):
 
 
 def _is_put_back(ksmd, name, value):
-    return (_control(ksmd) / name).read_bytes() == b"%-20d\n" % value
+    return (_control(ksmd) / name).read_bytes().rstrip(b"\n") == b"%d" % value
 
 
 def _see_it_put_back_and_logged(ksmd, name, text):

@@ -122,7 +122,7 @@ def test_status_json_has_every_figure(started, instance):
 def test_set_returns_when_it_is_obeyed(started, instance):
     ran = started("set", "pages_to_scan=23", "use_zero_pages=on")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
-    assert (instance.control / "pages_to_scan").read_text() == f"{23:<20d}\n"
+    assert (instance.control / "pages_to_scan").read_text().rstrip("\n") == "23"
     assert int((instance.control / "use_zero_pages").read_text()) == 1
 
 
