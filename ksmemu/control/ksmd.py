@@ -45,6 +45,11 @@ class RunningKsmd:
         """The instance directory."""
         return self._instance.directory
 
+    @property
+    def control(self) -> Path:
+        """The control files, under the kernel's names."""
+        return self._instance.control
+
     def read(self, name: str) -> int:
         """Return the value of a tunable, of a counter, or of a counter of ksmemu's own."""
         folder = self._instance.stats if name in STATS else self._instance.control

@@ -60,6 +60,8 @@ def assert_one_line(text: str, *parts: str) -> None:
         (["set", "pages_shared=3"], "no tunable 'pages_shared'"),
         (["start", "walk=1"], "there are " + ", ".join(TUNABLES)),
         (["status", "--yaml"], "--yaml"),
+        (["exec"], "Missing argument"),
+        (["exec", "--no-such-option", "true"], "--no-such-option"),
     ],
 )
 def test_bad_usage_is_status_2_and_changes_nothing(ksmemu, instance, arguments, part):
@@ -71,7 +73,7 @@ def test_bad_usage_is_status_2_and_changes_nothing(ksmemu, instance, arguments, 
     assert not instance.directory.exists()
 
 
-@pytest.mark.parametrize("verb", [["status"], ["stop"], ["set", "run=1"]])
+@pytest.mark.parametrize("verb", [["status"], ["stop"], ["set", "run=1"], ["exec", "true"]])
 def test_no_ksmd_is_status_1(ksmemu, instance, verb):
     ran = ksmemu(*verb)
     assert ran.returncode == 1
