@@ -61,7 +61,7 @@ def test_the_command_is_who_its_caller_is_and_cannot_look_below(ksmd):
         (["sh", "-c", "exit 23"], 23),
         (["sh", "-c", "kill -TERM $$"], -signal.SIGTERM),
         (["sh", "-c", "kill -PIPE $$"], -signal.SIGPIPE),
-        (["no-program-of-this-name"], 127),
+        (["/no/program/of/this/name"], 127),
         (["/etc/passwd"], 126),
     ],
 )
