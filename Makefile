@@ -8,7 +8,7 @@ BIN := .venv/bin
 CORE := $(wildcard ksmemu/core/*.c)
 HEADERS := $(wildcard ksmemu/core/*.h)
 STAMP := .venv/.installed
-PACKAGES := fuse3 gcc libxxhash-dev python3-dev python3-venv util-linux mount
+PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-linux
 
 C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wswitch-enum -Wformat=2 -Werror

@@ -27,22 +27,31 @@ def ksmtuned(debian, ksmd, tmp_path):
         command = [*EXEC, "--dir", str(ksmd.directory), "--", "bash", str(debian / "usr/sbin/ksmtuned")]
         # It leaves its loop behind and returns: whatever goes on holds the pipe.
         process = subprocess.Popen(
-            command, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=os.environ | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         try:
             wait_until(lambda: log.exists() and "committed" in log.read_text(), what="ksmtuned")
             yield log
-        finally:
-            os.kill(int(pid.read_text()), signal.SIGTERM)
+            os.kill(int(wait_until(pid.read_text)), signal.SIGTERM)
             said, _ = process.communicate(timeout=DEADLINE)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
         assert (said, process.returncode) == ("", 0)
 
     return start
 
 
 def _started_with(log):
-    """Return the last pages_to_scan and sleep_millisecs that it says it has stored."""
-    return tuple(int(number) for number in re.findall(r"KSMCTL start (\d+) (\d+)", log.read_text())[-1])
+    """Return the pages_to_scan and sleep_millisecs that it last said it has stored."""
+    said = re.findall(r"KSMCTL start (\d+) (\d+)", log.read_text())
+    return [tuple(map(int, numbers)) for numbers in said[-1:]]
 
 
 def test_ksmtuned_starts_ksmd_when_memory_is_short_and_stops_it_when_it_is_not(ksmd, twins, ksmtuned):
@@ -50,7 +59,7 @@ def test_ksmtuned_starts_ksmd_when_memory_is_short_and_stops_it_when_it_is_not(k
     with ksmtuned(KSM_THRES_COEF=120) as log:
         wait_until(lambda: ksmd.read("run") == 1, what="run=1")
         wait_until(lambda: ksmd.read("pages_sharing") == twins.nr_pages, what="merged pages")
-        wait_until(lambda: (ksmd.read("pages_to_scan"), ksmd.read("sleep_millisecs")) == _started_with(log))
+        wait_until(lambda: [(ksmd.read("pages_to_scan"), ksmd.read("sleep_millisecs"))] == _started_with(log))
     assert "start ksm" in log.read_text()
     with ksmtuned(KSM_THRES_COEF=0) as log:
         wait_until(lambda: ksmd.read("run") == 0, what="run=0")

@@ -43,11 +43,12 @@ def memory_tune(debian, ksmd, tmp_path):
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
         "LIBVIRT_DRIVER_DIR": str(libraries[0] / "libvirt/connection-driver"),
     }
-    virsh = [str(debian / "usr/bin/virsh"), "-c", f"qemu:///embed?root={tmp_path / 'root'}"]
+    settings = [f"{name}={value}" for name, value in env.items()]
+    virsh = ["env", *settings, str(debian / "usr/bin/virsh"), "-c", f"qemu:///embed?root={tmp_path / 'root'}"]
 
     def tune(*options):
         command = ["sh", "-c", _IN_PRIVATE, "sh", *virsh, "node-memory-tune", *map(str, options)]
-        ran = run(ksmd.directory, *command, env=os.environ | env, cwd=tmp_path)
+        ran = run(ksmd.directory, *command, cwd=tmp_path)
         assert ran.returncode == 0, ran.stderr
         return {name: int(value) for name, value in re.findall(r"shm_(\w+)\s+(\d+)", ran.stdout)}
 
