@@ -31,11 +31,13 @@ for file in "$1"/*; do
 *}" >&2
     exit 1
 done
+cd "$PWD"
 shift 2
 exec "$@"
 """
 """Run in the new namespace with CONTROL KSM CMD...; what counts is not what mount said, but that each
-file is the same by device and inode: else the command could steer the kernel's own KSM."""
+file is the same by device and inode: else the command could steer the kernel's own KSM. So could it from
+a working directory below the mount: `cd` finds the one that lies over it."""
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})

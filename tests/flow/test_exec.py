@@ -56,20 +56,26 @@ def test_the_command_is_who_its_caller_is_and_cannot_look_below(ksmd):
     assert ran.stdout.split() == ["1009", "1013", "CapEff:", "0" * 16, "refused"]
 
 
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [
+def test_a_caller_inside_the_kernels_directory_is_moved_out(ksmd, prefix, no_store_reaches_the_kernel):
+    """His working directory lies below the mount: a relative path would still lead there."""
+    ran = run(
+        ksmd.directory, "sh", "-c", "cat pages_to_scan; echo 3 > sleep_millisecs", prefix=prefix, cwd=KSM
+    )
+    assert (ran.stdout, ran.stderr) == ("1009\n", "")
+    wait_until(lambda: ksmd.read("sleep_millisecs") == 3)
+
+
+def test_the_status_is_the_commands(ksmd, prefix):
+    for command, status in (
         (["sh", "-c", "exit 23"], 23),
         (["sh", "-c", "kill -TERM $$"], -signal.SIGTERM),
         (["sh", "-c", "kill -PIPE $$"], -signal.SIGPIPE),
         (["/no/program/of/this/name"], 127),
         (["/etc/passwd"], 126),
-    ],
-)
-def test_the_status_is_the_commands(ksmd, prefix, command, status):
-    ran = run(ksmd.directory, *command, prefix=prefix)
-    assert ran.returncode == status
-    assert ran.stderr.count("\n") == (status in {126, 127})
+    ):
+        ran = run(ksmd.directory, *command, prefix=prefix)
+        assert ran.returncode == status, command
+        assert ran.stderr.count("\n") == (status in {126, 127}), command
 
 
 def test_the_command_has_the_pid_that_was_started(ksmd, prefix):
