@@ -36,10 +36,10 @@ def the_kernels_own_ksm_is_untouched():
         assert kernels_files() == before
 
 
-@pytest.fixture
-def ksmd(start_ksmd):
+@pytest.fixture(params=["plain files", "FUSE"])
+def ksmd(start_ksmd, request):
     """A ksmd that nobody has told to run."""
-    return start_ksmd(pages_to_scan=10_009, sleep_millisecs=1)
+    return start_ksmd(fuse=request.param == "FUSE", pages_to_scan=10_009, sleep_millisecs=1)
 
 
 class Twins:

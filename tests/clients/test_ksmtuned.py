@@ -75,8 +75,9 @@ def test_ksmctl_starts_and_stops(ksmd, twins, debian):
     wait_until(lambda: ksmd.read("pages_sharing") == twins.nr_pages, what="merged pages")
 
 
-def test_without_exec_it_is_the_kernels_own_that_ksmctl_starts(ksmd, debian):
+def test_without_exec_it_is_the_kernels_own_that_ksmctl_starts(start_ksmd, debian):
     """The negative control: a store that missed the instance would show."""
+    ksmd = start_ksmd()
     subprocess.run([debian / "usr/sbin/ksmctl", "start"], check=True)
     try:
         assert (KSM / "run").read_text() == "1\n"

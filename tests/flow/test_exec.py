@@ -46,6 +46,16 @@ def test_the_command_reads_and_writes_the_instance(ksmd, prefix, no_store_reache
     wait_until(lambda: ksmd.read("sleep_millisecs") == wanted)
 
 
+@pytest.mark.root
+def test_files_served_by_fuse_lie_there_too(start_ksmd, prefix, no_store_reaches_the_kernel):
+    ksmd = start_ksmd(fuse=True, pages_to_scan=1013)
+    script = 'cd "$0" && cat pages_to_scan && echo 17 > sleep_millisecs && echo junk > run'
+    ran = run(ksmd.directory, "sh", "-c", script, str(KSM), prefix=prefix)
+    assert ran.stdout == "1013\n"
+    assert "error" in ran.stderr  # the kernel's EINVAL, in the words of sh
+    assert (ran.returncode, ksmd.read("sleep_millisecs")) == (1, 17)
+
+
 def test_the_command_is_who_its_caller_is_and_cannot_look_below(ksmd):
     """Without the capabilities of the namespace in which the files were laid over the kernel's."""
     ran = run(
