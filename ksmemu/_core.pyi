@@ -85,6 +85,12 @@ class Agent:
     def unadvised(self, space: int, start: int, end: int, /) -> None:
         """Stop recording writes to [start, end), all of it OWN, and tell ksmd."""
 
+    def shareable(self, space: int, start: int, end: int, on: bool, /) -> None:
+        """Tell ksmd that [start, end) is no longer mergeable, or again, as in 2009: nothing is moved.
+
+        Only for a range that stays among the `advised` ones: ksmd may still order what is merged there home.
+        """
+
     def unmap(self, space: int, start: int, end: int, advised: _Readable, /) -> None:
         """Take [start, end) out of the space: its bytes are gone, ksmd is told."""
 

@@ -50,6 +50,7 @@ class ReportKind(enum.IntEnum):
     UNADVISED = 3
     UNMAPPED = 4
     CLOSED = 5
+    UNSHAREABLE = 6
 
 
 class WireError(ValueError):

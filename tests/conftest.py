@@ -55,7 +55,8 @@ def start_ksmd(tmp_path, monkeypatch):
         if module:
             monkeypatch.setattr(launch, "MODULE", module)
         # Otherwise what waits is counted as volatile for most of the time, as in the kernel.
-        tunables.setdefault("smart_scan", 0)
+        if not tunables.get("rfc2009"):
+            tunables.setdefault("smart_scan", 0)
         ksmd = Ksmd(tmp_path / f"ksmd{len(started)}", **tunables)
         monkeypatch.delenv("KSMEMU_BREAK", raising=False)
         started.append(ksmd)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import click
 
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.files import LINUX, RFC_2009
+from ksmemu.control.tunables import Action, Tunable
 from ksmemu.errors import KsmError
+
+_TABLES: list[dict[str, Tunable | Action]] = [
+    {**files.tunables, **files.actions} for files in (LINUX, RFC_2009)
+]
+_NAMES = dict.fromkeys(name for table in _TABLES for name in table)
+"""Of all that some instance has; which one has what is known only there."""
 
 directory_option = click.option(
     "--dir",
@@ -30,9 +40,19 @@ class Setting(click.ParamType[tuple[str, int]]):
         name, equals, text = str(value).partition("=")
         if not equals:
             self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
-        if name not in TUNABLES:
-            self.fail(f"no tunable {name!r}: there are {', '.join(TUNABLES)}", param, ctx)
+        known = [entry for table in _TABLES if (entry := table.get(name)) is not None]
+        if not known:
+            self.fail(f"no tunable {name!r}: there are {', '.join(_NAMES)}", param, ctx)
         try:
-            return name, TUNABLES[name].parse(text)
+            return name, known[0].parse(text)
         except KsmError as refusal:
             self.fail(f"{name}={text}: {refusal.strerror}", param, ctx)
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """A value that this instance never takes was typed wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None

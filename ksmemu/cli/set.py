@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ksmemu.cli.options import Setting, directory_option
+from ksmemu.cli.options import Setting, directory_option, usage_errors
 from ksmemu.control.ksmd import connect
 
 
@@ -12,7 +12,10 @@ from ksmemu.control.ksmd import connect
 @directory_option
 @click.argument("settings", nargs=-1, required=True, type=Setting(), metavar="NAME=VALUE...")
 def set_(directory: str | None, settings: tuple[tuple[str, int], ...]) -> None:
-    """Store tunables, in the order given; return once ksmd obeys them."""
-    with connect(directory) as ksmd:
+    """Store tunables, in the order given; return once ksmd obeys them.
+
+    merge_pid=PID and unmerge_pid=PID are stored alike.
+    """
+    with connect(directory) as ksmd, usage_errors():
         for name, value in settings:
             ksmd.write(name, value)

@@ -8,9 +8,9 @@ import click
 
 from ksmemu.cli.options import directory_option, json_option
 from ksmemu.cli.output import echo_json, echo_lines, size
-from ksmemu.control.counters import COUNTERS, STATS
+from ksmemu.control.files import LINUX, Files
 from ksmemu.control.ksmd import connect
-from ksmemu.control.tunables import TUNABLES, Tunable
+from ksmemu.control.tunables import Tunable
 from ksmemu.units import PAGE_SIZE
 
 
@@ -20,10 +20,11 @@ from ksmemu.units import PAGE_SIZE
 def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click passes it by name)
     """Show the memory saved, then counters and tunables."""
     with connect(directory) as ksmd:
-        tunables = {name: ksmd.read(name) for name in TUNABLES}
+        tunables = {name: ksmd.read(name) for name in ksmd.files.tunables}
         counters, stats = ksmd.counters(), ksmd.stats()
-        place, pid = str(ksmd.directory), ksmd.pid
-    saved_bytes = (counters["pages_sharing"] + counters["ksm_zero_pages"]) * PAGE_SIZE
+        place, pid, files = str(ksmd.directory), ksmd.pid, ksmd.files
+    saved = ("pages_sharing", "ksm_zero_pages") if files is LINUX else ("pages_shared",)
+    saved_bytes = sum(counters[name] for name in saved) * PAGE_SIZE
     if as_json:
         echo_json(
             {
@@ -38,7 +39,7 @@ def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click
         return
     click.echo(f"{size(saved_bytes)} saved")
     click.echo(f"ksmd {pid} serves {place}")
-    echo_lines(_rows(tunables | counters | stats))
+    echo_lines(_rows(files, tunables | counters | stats))
     if over := stats["pages_over_budget"]:
         click.echo(
             f"\n{size(over * PAGE_SIZE)} stay unmerged because a worker is near its limit of\n"
@@ -46,8 +47,8 @@ def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click
         )
 
 
-def _rows(values: dict[str, int]) -> Iterator[tuple[str, object, str]]:
-    for table in (TUNABLES, COUNTERS, STATS):
+def _rows(files: Files, values: dict[str, int]) -> Iterator[tuple[str, object, str]]:
+    for table in (files.tunables, files.counters, files.stats):
         yield "", "", ""
         for name, entry in table.items():
             shown = entry.show(values[name]) if isinstance(entry, Tunable) else values[name]

@@ -8,16 +8,17 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from ksmemu.control.counters import COUNTERS, STATS
+from ksmemu.control.files import files_of
 from ksmemu.control.launch import checked, last_log_line, launch
-from ksmemu.control.tunables import TUNABLES
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
+
+T = TypeVar("T")
 
 _STORE_SECONDS = 60.0
 """A store is taken in microseconds; run=2 may be answered only when everything is unmerged."""
@@ -39,6 +40,7 @@ class RunningKsmd:
         self._instance = instance
         self._pidfd = os.pidfd_open(pid)
         self.pid = pid
+        self.files = files_of(instance)
 
     @property
     def directory(self) -> Path:
@@ -52,8 +54,15 @@ class RunningKsmd:
 
     def read(self, name: str) -> int:
         """Return the value of a tunable, of a counter, or of a counter of ksmemu's own."""
-        folder = self._instance.stats if name in STATS else self._instance.control
-        value = TUNABLES[name].read if name in TUNABLES else int
+        tunables = self.files.tunables
+        return self._read(name, tunables[name].read if name in tunables else int)
+
+    def merged_pids(self) -> list[int]:
+        """Return the processes that merge_pid named, ascending; an instance of 2009 tells nobody."""
+        return self._read("merge_pid", lambda text: [int(pid) for pid in text.split()])
+
+    def _read(self, name: str, value: Callable[[str], T]) -> T:
+        folder = self._instance.stats if name in self.files.stats else self._instance.control
         while True:
             try:
                 return value((folder / name).read_text().rstrip("\n"))
@@ -65,37 +74,49 @@ class RunningKsmd:
                 raise
 
     def write(self, name: str, value: int) -> None:
-        """Store a tunable and return once ksmd obeys it.
+        """Store a tunable, or a pid into merge_pid or unmerge_pid, and return once ksmd obeys it.
 
         Raises:
             ValueError: an unknown tunable or a value it never has; nothing was stored.
             KsmError: ksmd refused it: the old value, or one that ksmd chose, is in force. FUSE gives the
-                kernel's errno; it is EINVAL where the control files are plain files.
+                kernel's errno. Where the control files are plain files it is EINVAL, and that unmerge_pid
+                refused a pid, which then was not merged, is no error.
         """
-        value = checked(name, value)
-        text = f"{TUNABLES[name].word(value)}\n".encode()
+        if name in self.files.actions:
+            self._act(name, value)
+            return
+        value = checked(self.files, name, value)
+        self._store(name, self.files.tunables[name].word(value))
+        if self.read(name) != value:
+            raise self._refused(name, str(value), errno.EINVAL)
+
+    def _act(self, name: str, pid: int) -> None:
+        if pid < 0:
+            raise ValueError(f"{name}={pid}: must be a decimal number")
+        self._store(name, str(pid))
+        if self.files.refuses and name == "merge_pid" and pid not in self.merged_pids():
+            raise self._refused(name, str(pid), errno.EINVAL)
+
+    def _store(self, name: str, text: str) -> None:
         path = self._instance.control / name
         try:
             is_mounted = self._instance.is_mounted
             with path.open("r+b", buffering=0) as file:
-                # A NUL, before which every store ends, shows until ksmd has taken it.
-                file.write(text if is_mounted else text + b"\0")
+                # Every store ends before a NUL. In a plain file it shows until ksmd has taken this one.
+                file.write(f"{text}\n\0".encode())
         except OSError as refusal:
             self._notice_death(refusal)
-            raise self._refused(name, value, refusal.errno) from None
-        if is_mounted:
-            return
-        self._await_store(name, lambda: _is_taken(path.read_bytes()))
-        if self.read(name) != value:
-            raise self._refused(name, value, errno.EINVAL)
+            raise self._refused(name, text, refusal.errno) from None
+        if not is_mounted:
+            self._await_store(name, lambda: _is_taken(path.read_bytes()))
 
     def counters(self) -> dict[str, int]:
         """Return every counter that the kernel has too."""
-        return {name: self.read(name) for name in COUNTERS}
+        return {name: self.read(name) for name in self.files.counters}
 
     def stats(self) -> dict[str, int]:
         """Return every counter of ksmemu's own."""
-        return {name: self.read(name) for name in STATS}
+        return {name: self.read(name) for name in self.files.stats}
 
     def wait_full_scans(self, n: int, timeout: float = 60.0) -> None:
         """Return once n more full scans have ended.
@@ -156,9 +177,9 @@ class RunningKsmd:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _refused(self, name: str, value: int, number: int | None) -> KsmError:
-        reason = last_log_line(self._instance)
-        return KsmError(number, f"{name}={value} refused, it is {self.read(name)}: {reason}")
+    def _refused(self, name: str, text: str, number: int | None) -> KsmError:
+        now = f", it is {self.read(name)}" if name in self.files.tunables else ""
+        return KsmError(number, f"{name}={text} refused{now}: {last_log_line(self._instance)}")
 
     def _notice_death(self, error: OSError) -> None:
         if error.errno in _GONE:
@@ -182,6 +203,7 @@ class Ksmd(RunningKsmd):
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
         fuse: serve the control files by FUSE: a bad store gets the kernel's errno, and each is obeyed.
+        rfc2009: behave as the patches of May 2009 had it, with the files of that time.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
@@ -190,12 +212,17 @@ class Ksmd(RunningKsmd):
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, *, fuse: bool = False, **tunables: int
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        fuse: bool = False,
+        rfc2009: bool = False,
+        **tunables: int,
     ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            self._process = launch(instance, tunables, lifeline=in_ksmd, fuse=fuse)
+            self._process = launch(instance, tunables, fuse=fuse, rfc2009=rfc2009, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)
             raise
@@ -232,10 +259,14 @@ def connect(directory: str | os.PathLike[str] | None = None) -> RunningKsmd:
 
 
 def start_detached(
-    directory: str | os.PathLike[str] | None = None, *, fuse: bool = False, **tunables: int
+    directory: str | os.PathLike[str] | None,
+    tunables: Mapping[str, int],
+    *,
+    fuse: bool = False,
+    rfc2009: bool = False,
 ) -> int:
     """Start a ksmd that outlives this process and return its pid; errors as those of Ksmd."""
-    process = launch(Instance.resolve(directory), tunables, fuse=fuse)
+    process = launch(Instance.resolve(directory), tunables, fuse=fuse, rfc2009=rfc2009)
     process.returncode = 0  # not ours to wait for: tells Popen not to warn
     return process.pid
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import IO
 
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.files import LINUX, RFC_2009, Files
 from ksmemu.errors import KsmError, error_from_errno
 from ksmemu.instance import Instance
 
@@ -33,21 +33,28 @@ _STOP_SECONDS = 10.0
 
 
 def launch(
-    instance: Instance, tunables: Mapping[str, int], lifeline: int | None = None, *, fuse: bool = False
+    instance: Instance,
+    tunables: Mapping[str, int],
+    *,
+    fuse: bool = False,
+    rfc2009: bool = False,
+    lifeline: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start ksmd, in a session of its own, and return it once it serves.
 
     Args:
         instance: where it is to serve.
         tunables: values other than the defaults.
+        fuse: it is to serve the control files by FUSE.
+        rfc2009: it is to behave as the patches of 2009 had it, with the files of that time.
         lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end. None: it
             goes on without its parent.
-        fuse: serve the control files by FUSE.
     Raises:
         ValueError: an unknown tunable or a value it cannot have; nothing was started.
         KsmError: and its subclasses, as ksmd reported it; ksmd has gone.
     """
-    settings = [f"--set={name}={checked(name, value)}" for name, value in tunables.items()]
+    files = RFC_2009 if rfc2009 else LINUX
+    settings = [f"--set={name}={checked(files, name, value)}" for name, value in tunables.items()]
     ready, ready_in_ksmd = os.pipe()
     inherited = [ready_in_ksmd] if lifeline is None else [ready_in_ksmd, lifeline]
     command = [
@@ -60,6 +67,7 @@ def launch(
     ]
     command += [f"--ready-fd={ready_in_ksmd}"]
     command += ["--fuse"] if fuse else []
+    command += ["--rfc2009"] if rfc2009 else []
     command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
     with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:
         try:
@@ -91,12 +99,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def checked(name: str, value: int) -> int:
+def checked(files: Files, name: str, value: int) -> int:
     """Return the value that the tunable would take; ValueError says what is allowed."""
-    if name not in TUNABLES:
-        raise ValueError(f"no tunable {name!r}: there are {', '.join(TUNABLES)}")
+    if name not in files.tunables:
+        raise ValueError(f"no tunable {name!r}: there are {', '.join(files.tunables)}")
+    tunable = files.tunables[name]
     try:
-        return TUNABLES[name].parse(TUNABLES[name].word(int(value)))
+        return tunable.parse(tunable.word(int(value)))
     except KsmError as refusal:
         raise ValueError(f"{name}={value}: {refusal.strerror}") from None
 

@@ -11,31 +11,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from ksmemu.control.counters import COUNTERS, STATS, Counter
-from ksmemu.control.tunables import TUNABLES, Tunable
+from ksmemu.control.files import Files
 from ksmemu.control.value_file import ValueFile
 
 _log = logging.getLogger(__name__)
 
 OnStore = Callable[[str, int], None]
 """Obey a store of (name, value), also of the value in force; OSError refuses it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """What a control directory holds, by name."""
-
-    tunables: Mapping[str, Tunable]
-    counters: Mapping[str, Counter]
-    stats: Mapping[str, Counter]
-    """In a folder of their own."""
-
-
-LINUX = Files(TUNABLES, COUNTERS, STATS)
-"""The files of Linux 6.18, and counters of ksmemu's own."""
 
 
 class ControlDirectory:
@@ -52,28 +36,27 @@ class ControlDirectory:
         """
         folder.mkdir(mode=0o700, parents=True)
         self._on_store = on_store
-        self._tunables = files.tunables
+        self._files = files
         self._values = {name: tunable.default for name, tunable in files.tunables.items()}
         self.writable = {
             name: ValueFile(folder / name, 0o644, tunable.show(tunable.default))
             for name, tunable in files.tunables.items()
         }
+        self.writable |= {name: ValueFile(folder / name, 0o644, "") for name in files.actions}
         self._counters = {name: ValueFile(folder / name, 0o444, "0") for name in files.counters}
-        self._stats = {name: ValueFile(stats / name, 0o444, "0") for name in files.stats}
+        self._counters |= {name: ValueFile(stats / name, 0o444, "0") for name in files.stats}
 
     def close(self) -> None:
         """Close every file; they stay where they are."""
-        for file in (*self.writable.values(), *self._counters.values(), *self._stats.values()):
+        for file in (*self.writable.values(), *self._counters.values()):
             file.close()
 
     def __getitem__(self, name: str) -> int:
         """Return the value of a tunable that is in force."""
         return self._values[name]
 
-    def publish(self, counters: Mapping[str, int], stats: Mapping[str, int]) -> None:
-        """Show new values; full_scans last: readers wait for it and then read the others."""
-        for name, value in stats.items():
-            self._stats[name].show(str(value))
+    def publish(self, counters: Mapping[str, int]) -> None:
+        """Show new values of counters; full_scans last: readers wait for it and then read the others."""
         for name, value in counters.items():
             if name != "full_scans":
                 self._counters[name].show(str(value))
@@ -83,20 +66,29 @@ class ControlDirectory:
     def set(self, name: str, value: int) -> None:
         """Put a value in force and show it: ksmd's own decision, on_store is not asked."""
         self._values[name] = value
-        self.writable[name].show(self._tunables[name].show(value))
+        self.writable[name].show(self._files.tunables[name].show(value))
+
+    def show(self, name: str, text: str) -> None:
+        """Show what a read of an action's file says."""
+        self.writable[name].show(text)
 
     def store(self, name: str, text: str) -> None:
         """Parse and obey what a client has stored.
 
         Raises:
             OSError: refused, with the kernel's errno, and logged. The old value is in force, or one
-                that on_store has chosen.
+                that on_store has chosen. In 2009 that was no error.
         """
         text = text.partition("\0")[0]
+        tunable = self._files.tunables.get(name)
         try:
-            value = self._tunables[name].parse(text)
+            value = (tunable or self._files.actions[name]).parse(text)
             self._on_store(name, value)
         except OSError as refusal:
-            _log.warning("%s: store of %r refused, it is %d: %s", name, text, self[name], refusal.strerror)
-            raise
-        self.set(name, value)
+            is_ = self.writable[name].text
+            _log.warning("%s: store of %r refused, it is %s: %s", name, text, is_, refusal.strerror)
+            if self._files.refuses:
+                raise
+        else:
+            if tunable:
+                self.set(name, value)

@@ -45,6 +45,16 @@ class Tunable:
         return [self.show(i) for i in range(len(self.words))].index(text) if self.words else int(text)
 
 
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One read-write control file whose store does something; what a read shows is ksmd's to say."""
+
+    name: str
+    meaning: str
+    parse: Callable[[str], int]
+    """As that of a Tunable."""
+
+
 def folded(kstrto: Callable[[str], int]) -> Callable[[str], int]:
     """Return the parser that says EINVAL also where this one says ERANGE, as most of the kernel's files."""
 
@@ -109,3 +119,11 @@ _TABLE = (
 
 TUNABLES: Mapping[str, Tunable] = {tunable.name: tunable for tunable in _TABLE}
 """Every tunable by name, in the order in which they are shown."""
+
+_ACTIONS = (
+    Action("merge_pid", "merge a process from outside; reads as the pids", parse_u32),
+    Action("unmerge_pid", "undo that; reads as the pids", parse_u32),
+)
+
+ACTIONS: Mapping[str, Action] = {action.name: action for action in _ACTIONS}
+"""Every action by name."""

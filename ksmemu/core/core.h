@@ -338,6 +338,15 @@ int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 /** ksmemu_agent_unadvised() - all of [start, end) is OWN: stop recording, tell ksmd */
 int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
 
+/**
+ * ksmemu_agent_shareable() - tell ksmd that [start, end) is no longer mergeable, or again, as in 2009
+ *
+ * Nothing is moved: what is merged stays merged. Only for a range that was advised once and stays among
+ * the @advised ones of the calls above: ksmd may still order what is merged there home.
+ */
+int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
+			   bool on);
+
 /** ksmemu_agent_unmap() - take [start, end) out of the space: its bytes are gone */
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 		       const struct ksmemu_range *advised, size_t nr);

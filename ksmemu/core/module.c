@@ -242,7 +242,11 @@ static PyObject *agent_withdraw(struct agent *self, PyObject *args)
 	return done_or_fail(error, "withdraw");
 }
 
-static PyObject *agent_rehome(struct agent *self, PyObject *args)
+/* What takes a space and a range of it, and nothing else. */
+typedef int range_call(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
+
+static PyObject *call_on_range(struct agent *self, PyObject *args, range_call *call,
+			       const char *name)
 {
 	struct ksmemu_agent *agent = opened(self);
 	unsigned long long start, end;
@@ -251,21 +255,31 @@ static PyObject *agent_rehome(struct agent *self, PyObject *args)
 
 	if (!agent || !PyArg_ParseTuple(args, "IKK", &id, &start, &end))
 		return NULL;
-	NOGIL(error = ksmemu_agent_rehome(agent, id, start, end));
-	return done_or_fail(error, "rehome");
+	NOGIL(error = call(agent, id, start, end));
+	return done_or_fail(error, name);
+}
+
+static PyObject *agent_rehome(struct agent *self, PyObject *args)
+{
+	return call_on_range(self, args, ksmemu_agent_rehome, "rehome");
 }
 
 static PyObject *agent_unadvised(struct agent *self, PyObject *args)
 {
+	return call_on_range(self, args, ksmemu_agent_unadvised, "unadvised");
+}
+
+static PyObject *agent_shareable(struct agent *self, PyObject *args)
+{
 	struct ksmemu_agent *agent = opened(self);
 	unsigned long long start, end;
 	unsigned int id;
-	int error;
+	int on, error;
 
-	if (!agent || !PyArg_ParseTuple(args, "IKK", &id, &start, &end))
+	if (!agent || !PyArg_ParseTuple(args, "IKKp", &id, &start, &end, &on))
 		return NULL;
-	NOGIL(error = ksmemu_agent_unadvised(agent, id, start, end));
-	return done_or_fail(error, "unadvised");
+	NOGIL(error = ksmemu_agent_shareable(agent, id, start, end, on));
+	return done_or_fail(error, "shareable");
 }
 
 static PyObject *agent_unmap(struct agent *self, PyObject *args)
@@ -292,6 +306,7 @@ static PyMethodDef agent_methods[] = {
 	{ "withdraw", (PyCFunction)agent_withdraw, METH_VARARGS, NULL },
 	{ "rehome", (PyCFunction)agent_rehome, METH_VARARGS, NULL },
 	{ "unadvised", (PyCFunction)agent_unadvised, METH_VARARGS, NULL },
+	{ "shareable", (PyCFunction)agent_shareable, METH_VARARGS, NULL },
 	{ "unmap", (PyCFunction)agent_unmap, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },
 };

@@ -29,11 +29,12 @@ enum ksmemu_order_kind {
 };
 
 enum ksmemu_report_kind {
-	KSMEMU_OUTCOME = 1,   /* of order `id`: an error (0: done) for every page of the order */
-	KSMEMU_ADVISED = 2,   /* mergeable from now on; the pages are in the own object */
-	KSMEMU_UNADVISED = 3, /* no longer mergeable; every page is in the own object again */
-	KSMEMU_UNMAPPED = 4,  /* gone from the space */
-	KSMEMU_CLOSED = 5,    /* the space is gone */
+	KSMEMU_OUTCOME = 1,	/* of order `id`: an error (0: done) for every page of the order */
+	KSMEMU_ADVISED = 2,	/* mergeable from now on; the pages are in the own object */
+	KSMEMU_UNADVISED = 3,	/* no longer mergeable; every page is in the own object again */
+	KSMEMU_UNMAPPED = 4,	/* gone from the space */
+	KSMEMU_CLOSED = 5,	/* the space is gone */
+	KSMEMU_UNSHAREABLE = 6, /* no longer mergeable, as in 2009: what is merged stays merged */
 };
 
 struct ksmemu_order {

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import click
 
 from ksmemu import _core, features
-from ksmemu.control.launch import checked
 from ksmemu.instance import Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 
@@ -27,7 +26,7 @@ _LARGE_BYTES = 256 << 10
 
 def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
     pairs = (setting.partition("=") for setting in settings)
-    return {name: checked(name, int(value)) for name, _, value in pairs}
+    return {name: int(value) for name, _, value in pairs}
 
 
 def _raise_descriptor_limit() -> None:
@@ -38,8 +37,8 @@ def _raise_descriptor_limit() -> None:
 
 def _serve(
     directory: str,
+    make: Callable[[Instance], Daemon],
     tunables: dict[str, int],
-    new_daemon: Callable[[Instance], Daemon],
     ready: int,
     lifeline: int | None,
 ) -> None:
@@ -51,7 +50,7 @@ def _serve(
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s ksmd[%(process)d] %(levelname)s %(message)s"
         )
-        daemon = new_daemon(claim.instance)
+        daemon = make(claim.instance)
         undo.callback(daemon.close)
         for name, value in tunables.items():
             daemon.set(name, value)
@@ -77,21 +76,23 @@ def _serve(
     default=features.tracker,
     help="How to learn of writes; default: the best that the kernel has.",
 )
-def main(  # noqa: PLR0913, PLR0917 (the options)
+@click.option("--rfc2009", is_flag=True, help="As the patches of May 2009 had it.")
+def main(  # noqa: PLR0913, PLR0917 (click passes them by name)
     directory: str,
     settings: tuple[str, ...],
-    fuse: bool,  # noqa: FBT001 (click passes it by name)
+    fuse: bool,  # noqa: FBT001
     ready_fd: int,
     lifeline_fd: int | None,
     tracker: str,
+    rfc2009: bool,  # noqa: FBT001
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
+    make = functools.partial(Daemon, tracks=tracker == "written", fuse=fuse, rfc2009=rfc2009)
     try:
         features.require()
         if fuse:
             features.require_fuse()
-        new_daemon = functools.partial(Daemon, tracks=tracker == "written", fuse=fuse)
-        _serve(directory, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
+        _serve(directory, make, _tunables(settings), ready_fd, lifeline_fd)
     except OSError as error:
         text = (error.strerror or str(error)).replace("\n", "; ")
         with contextlib.suppress(OSError):  # ready already: then the log has it

@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,11 @@ def peer(control: socket.socket) -> tuple[int, int]:
 
 
 def join(
-    control: socket.socket, body: dict[str, object], fds: list[int], pool: tuple[int, int], *, tracks: bool
+    control: socket.socket,
+    body: dict[str, object],
+    fds: list[int],
+    pool: tuple[int, int],
+    terms: Mapping[str, bool],
 ) -> Worker:
     """Make a client a worker, if its first message asks for that.
 
@@ -62,7 +67,7 @@ def join(
         control: its connection; after an error the caller's still.
         body, fds: the message. The descriptors belong to the worker, or are closed.
         pool: the descriptor for workers, and its size in bytes.
-        tracks: what the worker is told of how writes are learned of.
+        terms: what the worker is told besides, how this ksmd works.
 
     Raises:
         WireError, OSError: it is none.
@@ -83,7 +88,7 @@ def join(
     worker = Worker(pid, uid, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
     try:
         worker.count_mappings()
-        wire.send_control(control, {"pool_bytes": pool[1], "tracks": tracks}, pool[:1])
+        wire.send_control(control, {"pool_bytes": pool[1], **terms}, pool[:1])
     except BaseException:
         worker.close()
         raise
@@ -221,6 +226,10 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
             slot.known_surplus = None
+            left = slot.rmap.tracked(start, end)
+            slot.rmap.move(left[slot.rmap.state[left] == State.LEFT], State.MERGED)
+        elif kind is ReportKind.UNSHAREABLE:
+            slot.advised.put(start, end, None)
         else:
             slot.advised.put(start, end, None)
             domain.forget(slot, start, end)

@@ -18,15 +18,17 @@ import time
 from collections.abc import Callable
 
 from ksmemu import wire
+from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
-from ksmemu.control.sysfs import LINUX, ControlDirectory
+from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, rehome
+from ksmemu.ksmd import connection, mmlist, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
+from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
 from ksmemu.ksmd.tuning import Tuning
@@ -39,6 +41,8 @@ STOP, MERGE, UNMERGE = 0, 1, 2
 _UNMERGE_SECONDS = 30.0
 _UNMERGE_TRIES = 3
 """An order that crosses a change of advice comes back as stale, with the epoch that the next one needs."""
+_ASK_SECONDS = 1.0
+"""A process that was told to unmerge and has not even asked by then is stopped, or busy in C code."""
 _HEAR_TURNS = 64
 """Messages of one worker heard in a row: more would let it keep ksmd from its work."""
 _LONGEST_WAIT_SECONDS = 86400.0
@@ -52,18 +56,23 @@ class Daemon:
         instance: claimed by the caller.
         tracks: learn of writes from the kernel; otherwise compare checksums.
         fuse: serve the control files by FUSE; otherwise they are plain files.
+        rfc2009: behave as the patches of 2009 had it, not as Linux 6.18.
     Raises:
         KernelLacksError: there is no FUSE.
     """
 
-    def __init__(self, instance: Instance, *, tracks: bool, fuse: bool) -> None:
+    def __init__(
+        self, instance: Instance, *, tracks: bool, fuse: bool = False, rfc2009: bool = False
+    ) -> None:
         self._domain = Domain()
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
-        self._scan = Scan(self._domain, tracker)
+        self._files = RFC_2009 if rfc2009 else LINUX
+        self._mmlist = Mmlist(self._domain) if rfc2009 else None
+        self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
         folder = instance.values if fuse else instance.control
-        self._control = ControlDirectory(folder, instance.stats, LINUX, self.store)
+        self._control = ControlDirectory(folder, instance.stats, self._files, self.store)
         self._server = MountedFiles(self._control, instance) if fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._listener = instance.listen()
@@ -91,7 +100,7 @@ class Daemon:
                     self._wanted[fd]()
             if self._is_scanning() and time.monotonic() >= self._next_batch:
                 self._batch(self._control["pages_to_scan"])
-                self._next_batch = time.monotonic() + self._control["sleep_millisecs"] / 1000
+                self._next_batch = time.monotonic() + self._sleep_seconds()
             self._publish()
 
     def stop(self) -> None:
@@ -114,7 +123,15 @@ class Daemon:
         self._domain.close()
 
     def _is_scanning(self) -> bool:
-        return self._run == MERGE and bool(self._domain.slots)
+        """Whether there is something to scan; in 2009 that was any process that had ever advised."""
+        return self._run == MERGE and any(
+            self._mmlist is not None or len(slot.advised) for slot in self._domain.slots.values()
+        )
+
+    def _sleep_seconds(self) -> float:
+        if self._mmlist is not None:
+            return self._control["sleep"] / 1e6
+        return self._control["sleep_millisecs"] / 1e3
 
     def _timeout(self) -> float | None:
         if not self._is_scanning():
@@ -127,7 +144,13 @@ class Daemon:
 
     def _publish(self) -> None:
         self._proc.publish(self._domain.processes())
-        self._control.publish(self._domain.counters(), self._domain.own_counters())
+        counters = {**self._domain.own_counters(), **self._domain.counters()}
+        if self._mmlist is not None:
+            counters = mmlist.renamed(counters)
+        else:
+            for name in self._files.actions:
+                self._control.show(name, self._merge_pid.show())
+        self._control.publish(counters)
 
     # ---- scanning ----------------------------------------------------------------------------------
 
@@ -151,6 +174,8 @@ class Daemon:
         self._tuning.end_scan()
         self._publish()
         stats.full_scans += 1
+        if self._mmlist is not None:
+            self._mmlist.start_scan()
 
     def _settle(self, seconds: float) -> None:
         """Wait until every order is answered, as long as an answer comes every so many seconds."""
@@ -168,7 +193,7 @@ class Daemon:
 
     def set(self, name: str, value: int) -> None:
         """Give a tunable its value before anybody is served."""
-        self._control.store(name, LINUX.tunables[name].word(value))
+        self._control.store(name, self._files.tunables[name].word(value))
 
     def store(self, name: str, value: int) -> None:
         """Obey a store into a control file; one of the value in force does nothing, but for waking ksmd.
@@ -178,13 +203,20 @@ class Daemon:
         """
         if name == "run":
             self._set_run(value)
-        elif name == "sleep_millisecs":
+        elif name in ("sleep_millisecs", "sleep"):
             self._next_batch = 0.0
+        elif name == "merge_pid":
+            self._merge_pid.merge(value)
+        elif name == "unmerge_pid":
+            self._unmerge_pid(value)
         else:
             self._tuning.store(name, value)
         self._publish()  # before the file shows that the store was obeyed
 
     def _set_run(self, value: int) -> None:
+        if self._mmlist is not None and value == STOP:
+            self._mmlist.drop_dead()
+            value = UNMERGE
         if value == self._run:
             return
         if value == UNMERGE:
@@ -198,6 +230,18 @@ class Daemon:
         self._run = value
         self._domain.is_unmerging = value == UNMERGE
         self._next_batch = 0.0
+
+    def _unmerge_pid(self, pid: int) -> None:
+        """Return when a process has unmerged, or does not answer: then it unmerges when it runs again."""
+        self._merge_pid.unmerge(pid)
+        since = time.monotonic()
+        while self._merge_pid.owes(pid):
+            self._hear(0.05)
+            seconds = _UNMERGE_SECONDS if self._merge_pid.is_obeying(pid) else _ASK_SECONDS
+            if time.monotonic() - since > seconds:
+                break
+        if self._merge_pid.owes(pid):
+            log.warning("unmerge_pid: pid %d does not answer; it unmerges when it runs again", pid)
 
     def _unmerge(self) -> None:
         """Bring every page home and forget what was scanned; nothing is scanned until run is 1 again."""
@@ -288,7 +332,8 @@ class Daemon:
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
-        worker = connection.join(control, body, fds, pool, tracks=self._tracks)
+        terms = {"tracks": self._tracks, "rfc2009": self._mmlist is not None}
+        worker = connection.join(control, body, fds, pool, terms)
         self._domain.workers.append(worker)
         self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
         self._listen_to(control.fileno(), functools.partial(self._answer, worker))
@@ -339,6 +384,10 @@ class Daemon:
     def _reap(self, worker: Worker) -> None:
         for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
             self._ignore(fd)
+        if self._mmlist is not None and worker.slots and self._is_scanning():
+            worker.is_lost = True
+            self._mmlist.died(worker)
+            return
         connection.reap(self._domain, worker)
         self._domain.count_chains()
         self._publish()

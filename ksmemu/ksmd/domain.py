@@ -115,7 +115,7 @@ class Domain:
 
     def counters(self) -> Mapping[str, int]:
         """Return the kernel's counters."""
-        shared = self.pool.nr_used
+        shared = self.pool.nr_used - self._nr_left()
         sharing = max(self.count(State.MERGED, State.REHOMING) - shared, 0)
         unshared = self.count(State.UNSTABLE)
         volatile = self.count(State.WRITTEN, State.SETTLED, State.SKIPPED, State.ORDERED)
@@ -134,6 +134,17 @@ class Domain:
             "general_profit": (sharing + zero) * PAGE_SIZE - items * RMAP_ITEM_BYTES,
             "full_scans": self.stats.full_scans,
         }
+
+    def _nr_left(self) -> int:
+        """Return how many frames only pages name that are LEFT."""
+        if not self.count(State.LEFT):
+            return 0
+        tags = []
+        for slot in self.slots.values():
+            pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
+            tags.append(slot.rmap.tag[pages[slot.rmap.state[pages] == State.LEFT]])
+        frames, counts = np.unique(np.concatenate(tags), return_counts=True)
+        return int((self.pool.refs[frames] == counts).sum())
 
     def processes(self) -> dict[int, Process]:
         """Return the figures of each worker that has spaces, by pid."""

@@ -24,6 +24,9 @@ from ksmemu.wire import WireError
 
 log = logging.getLogger(__name__)
 
+_PIDFD_SIGNAL_THREAD = 1 << 0
+"""Source: <linux/pidfd.h>, Linux 6.9."""
+
 _CORE = "/_core."
 """What a process that has address spaces maps."""
 
@@ -57,7 +60,7 @@ class MergePid:
             pidfd = _open(pid)
             self._pidfds[pid] = pidfd
             self._listen_to(pidfd, lambda: self._drop(pid))
-        signal.pidfd_send_signal(self._pidfds[pid], signal.SIGURG)
+        _wake(self._pidfds[pid])
 
     def unmerge(self, pid: int) -> None:
         """Undo merge(): what the process itself has advised stays; errors as _open().
@@ -68,11 +71,15 @@ class MergePid:
         pidfd = self._pidfds.get(pid)
         if pidfd is not None:
             self._owing.add(pid)
-            signal.pidfd_send_signal(pidfd, signal.SIGURG)
+            _wake(pidfd)
 
     def owes(self, pid: int) -> bool:
         """Whether a process was told to unmerge and has not finished."""
         return pid in self._owing
+
+    def is_obeying(self, pid: int) -> bool:
+        """Whether a process has asked what to do and is at it."""
+        return pid in self._obeying
 
     def refused(self, pid: int) -> None:
         """A process has said that nobody else may merge it."""
@@ -124,6 +131,17 @@ class MergePid:
             self._drop(pid)
 
 
+def _wake(pidfd: int) -> None:
+    """Let the process ask. Its main thread must be interrupted: only that one runs a handler in Python."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGURG, None, _PIDFD_SIGNAL_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before 6.9 any thread may get it; then it asks when its main thread goes on by itself.
+        signal.pidfd_send_signal(pidfd, signal.SIGURG)
+
+
 def _open(pid: int) -> int:
     """Return a pidfd of a process that has an address space of ours.
 
@@ -132,7 +150,11 @@ def _open(pid: int) -> int:
     """
     try:
         pidfd = os.pidfd_open(pid)
-    except (OSError, OverflowError):
+    except (ProcessLookupError, OverflowError):
+        raise OSError(errno.ESRCH, f"no process {pid}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # 0, or a thread of a process
+            raise
         raise OSError(errno.ESRCH, f"no process {pid}") from None
     try:
         _check_is_ours(pid)

@@ -35,6 +35,7 @@ class Pool:
     A frame of zeros is a hole: whoever maps it maps the kernel's zero page instead.
 
     Attributes:
+        max_used: no frame is allocated beyond so many in use (max_kernel_pages of 2009).
         refs: pages that name the frame, also those of orders under way (I2).
         pending: those of orders under way.
         fingerprint: of what the frame holds.
@@ -53,6 +54,7 @@ class Pool:
         self.fingerprint = column(self.nr_frames, np.uint64)
         self.is_fresh = column(self.nr_frames, np.bool_)
         self._has_room_again = column(self.nr_frames, np.bool_)
+        self.max_used = self.nr_frames
         self.nr_used = 0
         self.nr_refs = 0
         self._high = 0  # no frame from here on was ever used
@@ -76,6 +78,7 @@ class Pool:
 
         They are the caller's: each is acquired, or discarded.
         """
+        nr = max(min(nr, self.max_used - self.nr_used), 0)
         free = self._high - self.nr_used - self.ladders.nr_frames
         if free >= max(nr, self._high // 4) or self._high + nr > self.nr_frames:
             found = np.flatnonzero(~self._is_taken())[:nr]

@@ -7,6 +7,7 @@ waits there.
     ABSENT ─found─▶ NEW ─seen─▶ WRITTEN ─quiet─▶ SETTLED ─match─▶ UNSTABLE | ORDERED
     ORDERED ─done─▶ MERGED | ZERO      ORDERED ─refused─▶ WRITTEN
     MERGED, ZERO ─written, unmerged─▶ REHOMING ─done─▶ WRITTEN
+    MERGED ◀─advised again─ LEFT ◀─MERGED, no longer advised (only as in 2009)
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class State(enum.IntEnum):
     """Shows the zero page; tag: NO_FRAME."""
     REHOMING = 9
     """On the way back, because it was written (BROKEN) or is unmerged. Tag: the frame, still referenced."""
+    LEFT = 10
+    """Merged, and no longer ours to count: its advice was withdrawn as in 2009. Tag: the frame."""
 
 
-HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING)
+HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING, State.LEFT)
 
 
 class Rmap:

@@ -14,7 +14,9 @@ from ksmemu.ksmd import merge, rehome, smart
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
 from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.place import Places, places
+from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.table import Fingerprints
 
@@ -29,9 +31,10 @@ CANDIDATES = 32768
 class Scan:
     """Where the scan is, and what it has found but not matched yet."""
 
-    def __init__(self, domain: Domain, tracker: Tracker) -> None:
+    def __init__(self, domain: Domain, tracker: Tracker, mmlist: Mmlist | None = None) -> None:
         self._domain = domain
         self._tracker = tracker
+        self._mmlist = mmlist
         self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
         self._page = 0
         self._reopened = np.empty(0, dtype=np.int64)  # frames that got room in the full scan before
@@ -49,6 +52,8 @@ class Scan:
         if slot is None:
             self._slot_id = self._page = 0
             return 0, True
+        if self._mmlist is not None and self._page == 0 and not self._mmlist.visit(slot):
+            return 0, self._go_on_after(slot)
         end, count = slot.nr_pages, 0
         try:
             if self._page == 0 and slot.has_unseen_data():
@@ -63,12 +68,14 @@ class Scan:
         self._page = end
         if self._nr_candidates >= CANDIDATES:
             self.flush()
-        if end < slot.nr_pages:
-            return count, False
+        return count, end == slot.nr_pages and self._go_on_after(slot)
+
+    def _go_on_after(self, slot: MmSlot) -> bool:
+        """Take the cursor to the next space; return whether a full scan has ended."""
         self._slot_id, self._page = slot.id + 1, 0
         if self._next_slot() is None:
             self._slot_id = 0
-        return count, self._slot_id == 0
+        return self._slot_id == 0
 
     def _next_slot(self) -> MmSlot | None:
         """Return the space at the cursor, or the next one where that one has gone."""
@@ -129,11 +136,22 @@ class Scan:
             skipped = smart.skip(slot.rmap, pages)
             domain.stats.pages_skipped += int(skipped.sum())
         settled = harvest(self._tracker, slot, pages, skipped)
-        if len(settled):
-            fingerprints = domain.checksum.pages(slot, settled) ^ domain.mark_of(slot)
-            slot.rmap.move(settled, State.SETTLED)
-            self._add(places(slot.id, settled), fingerprints)
+        self._become_candidates(slot, pages, settled)
         broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
         rehome.order(domain, slot, broken)
         return int(skipped.sum())
+
+    def _become_candidates(self, slot: MmSlot, pages: Pages, settled: Pages) -> None:
+        """Fingerprint what is settled; in 2009 also what is not, as far as it equals a merged page."""
+        domain = self._domain
+        found = settled if self._mmlist is None else pages[slot.rmap.state[pages] == State.WRITTEN]
+        if not len(found):
+            return
+        fingerprints = domain.checksum.pages(slot, found) ^ domain.mark_of(slot)
+        if self._mmlist is not None:
+            # The stable tree was searched first, and the checksum looked at after that.
+            may_merge = np.isin(found, settled) | domain.stable.holds(fingerprints)
+            found, fingerprints = found[may_merge], fingerprints[may_merge]
+        slot.rmap.move(found, State.SETTLED)
+        self._add(places(slot.id, found), fingerprints)

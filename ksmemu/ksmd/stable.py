@@ -44,6 +44,12 @@ class Stable:
         order = np.lexsort((-sharers, index))
         return index[order], frames[order], sharers[order]
 
+    def holds(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
+        """Return of each fingerprint whether there is a frame of it."""
+        found = np.zeros(len(fingerprints), dtype=np.bool_)
+        found[self.dups(fingerprints)[0]] = True
+        return found
+
     def _is_alive(self, fingerprints: Fingerprints, values: Values) -> npt.NDArray[np.bool_]:
         frames = values.astype(np.int64)
         alive: npt.NDArray[np.bool_] = (self._pool.refs[frames] > 0) & (

@@ -43,6 +43,8 @@ class Tuning:
                 self._check_nothing_shared()
                 domain.merge_across_nodes = bool(value)
                 self._scan.forget()  # what waits was fingerprinted for the other way
+            case "max_kernel_pages":
+                domain.pool.max_used = value or domain.pool.nr_frames
             case "use_zero_pages":
                 domain.use_zero_pages = bool(value)
             case "smart_scan":

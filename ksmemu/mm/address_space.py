@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from ksmemu import _core, room
 from ksmemu.instance import Instance
+from ksmemu.intervals import Interval
 from ksmemu.mm import flags, merge_pid, spaces
 from ksmemu.mm.own_object import OwnObject
 from ksmemu.mm.vma import Flags, Vma, VmaMap
@@ -226,7 +228,7 @@ class AddressSpace:
         if vma.value.mergeable and self._own is not None:
             self._own.unadvise(vma, refused=refused)
         else:
-            self._vmas.put(vma.start, vma.end, Flags(own=vma.value.own, refused=refused))
+            self._vmas.put(vma.start, vma.end, replace(vma.value, refused=refused))
 
     def _advise_new(self, address: int, size: int) -> None:
         """Advise what was mapped just now, if the process has asked for that or was asked for.
@@ -237,7 +239,7 @@ class AddressSpace:
             if flags.merge_any:
                 self.madvise(address, size, MADV_MERGEABLE)
             elif flags.merge_all and not flags.refuses and self.instance.directory in flags.merge_all:
-                self._advise(Vma(address, address + size, Flags()), from_outside=True)
+                self._advise(Interval(address, address + size, Flags()), from_outside=True)
         except OSError as error:
             log.warning("[%#x, +%d) stays as it is, unmerged: %s", address, size, error.strerror)
 

@@ -30,6 +30,7 @@ class Attachment:
     """This process's connection to one ksmd: the control socket, and the agent.
 
     `nr_spaces` counts who uses it; the last one to leave takes thread, sockets and descriptors away.
+    `rfc2009`: ksmd is of that year, and unmerges nothing when advice is withdrawn.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -52,6 +53,7 @@ class Attachment:
                 undo.callback(os.close, pagemap)
                 reply, (pool,) = self._ask({"hello": wire.VERSION}, (theirs.fileno(), pagemap), nr_fds=1)
                 undo.callback(os.close, pool)
+                self.rfc2009 = bool(reply.get("rfc2009"))
                 pool_bytes = self._number(reply, "pool_bytes", os.fstat(pool).st_size)
                 undo.pop_all()
             # From here on the descriptors belong to the agent, whatever happens.

@@ -78,6 +78,9 @@ class OwnObject:
             raise NotRunningError(self.instance.directory)
         wanted = Flags(mergeable=True, own=True, from_outside=from_outside)
         self._vmas.put(vma.start, vma.end, wanted)
+        if vma.value.unshareable:
+            self._agent.shareable(self.id, vma.start, vma.end, True)
+            return
         advised = self._vmas.mergeable()
         done, error = self._agent.advise(self.id, vma.start, vma.end, not vma.value.own, advised)
         if error:
@@ -90,9 +93,15 @@ class OwnObject:
     def unadvise(self, vma: Vma, *, refused: bool) -> None:
         """Bring every page of a mergeable VMA home, and make it mergeable no more.
 
+        As in 2009 if ksmd is of that year: what is merged stays merged.
+
         Raises:
             OSError: EAGAIN: no room for what is merged; the VMA is mergeable still.
         """
+        if self._attachment.rfc2009:
+            self._vmas.put(vma.start, vma.end, Flags(own=True, refused=refused, unshareable=True))
+            self._agent.shareable(self.id, vma.start, vma.end, False)
+            return
         before = self._vmas.mergeable()
         needed = sum(len(part) for part in self._merged(vma))
         if needed > room.object_bytes(self._fd):

@@ -24,6 +24,8 @@ class Flags:
     """Mergeable because merge_pid asked for it; the process itself has said nothing."""
     refused: bool = False
     """The process has said MADV_UNMERGEABLE: merge_pid leaves it alone."""
+    unshareable: bool = False
+    """No longer mergeable, as in 2009: what was merged stays so, and ksmd may still order it home."""
 
 
 Vma = Interval[Flags]
@@ -33,9 +35,9 @@ class VmaMap(IntervalMap[Flags]):
     """All VMAs of one address space, by address."""
 
     def mergeable(self) -> bytes:
-        """Return the mergeable ranges as pairs of uint64, as the core takes them."""
+        """Return where ksmd's orders are obeyed, the mergeable ranges, as pairs of uint64 for the core."""
         ranges = IntervalMap[bool]()
         for vma in self:
-            if vma.value.mergeable:
+            if vma.value.mergeable or vma.value.unshareable:
                 ranges.put(vma.start, vma.end, True)
         return np.array([(item.start, item.end) for item in ranges], dtype=np.uint64).tobytes()

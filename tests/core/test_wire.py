@@ -25,6 +25,7 @@ CONSTANTS = {
     "UNADVISED": wire.ReportKind.UNADVISED,
     "UNMAPPED": wire.ReportKind.UNMAPPED,
     "CLOSED": wire.ReportKind.CLOSED,
+    "UNSHAREABLE": wire.ReportKind.UNSHAREABLE,
 }
 
 

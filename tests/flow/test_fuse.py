@@ -12,6 +12,7 @@ import pytest
 
 import ksmemu
 from ksmemu.control.counters import COUNTERS
+from ksmemu.control.tunables import ACTIONS
 from tests.support.stores import mounts, shown, store
 from tests.support.waiting import wait_until
 
@@ -67,7 +68,7 @@ def served(start_ksmd):
 @root
 def test_every_file_has_its_default_its_range_and_its_errors(served):
     folder = folder_of(served)
-    assert set(os.listdir(folder)) == {*TABLE, *COUNTERS}
+    assert set(os.listdir(folder)) == {*TABLE, *COUNTERS, *ACTIONS}
     for name, (default, good, bad) in TABLE.items():
         assert shown(folder, name) == f"{default}\n"
         for text, value in good.items():
@@ -148,6 +149,20 @@ def test_what_may_not_change_while_pages_are_shared(served, memory):
     assert (shown(folder, "pages_shared"), shown(folder, "full_scans")) == ("0\n", "0\n")
     for name, other in (("max_page_sharing", b"17"), ("merge_across_nodes", b"0")):
         assert store(folder, name, other) == len(other)
+
+
+@root
+def test_merge_pid_answers_the_writer(served, memory):
+    folder = folder_of(served)
+    memory(served, 7)
+    assert store(folder, "merge_pid", b"junk") == "EINVAL"
+    assert store(folder, "merge_pid", b"4194304") == "ESRCH"
+    own = str(os.getpid())
+    assert store(folder, "merge_pid", own.encode()) == len(own)
+    assert shown(folder, "merge_pid") == f"{own}\n"
+    assert served.merged_pids() == [os.getpid()]
+    served.write("unmerge_pid", os.getpid())
+    assert shown(folder, "merge_pid") == "\n"
 
 
 @root

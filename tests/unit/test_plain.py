@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ksmemu.control.counters import COUNTERS, STATS
+from ksmemu.control.files import LINUX
 from ksmemu.control.plain import PlainFiles
-from ksmemu.control.sysfs import LINUX, ControlDirectory, OnStore
+from ksmemu.control.sysfs import ControlDirectory, OnStore
 from ksmemu.control.tunables import TUNABLES
 from ksmemu.errors import KsmError
 from ksmemu.instance import Instance
@@ -97,7 +98,7 @@ def test_a_held_descriptor_reads_fresh_values_that_only_newlines_follow(control,
     inode = path.stat().st_ino
     lengths = [len("0\n")]
     for value in (7, -(2**63), 2**63 - 1, 0, -1, 10**9):
-        control.publish({"general_profit": value}, {})
+        control.publish({"general_profit": value})
         text = os.pread(held, 4096, 0)
         assert text.rstrip(b"\n") == b"%d" % value
         lengths.append(len(text))
@@ -108,7 +109,7 @@ def test_a_held_descriptor_reads_fresh_values_that_only_newlines_follow(control,
 
 def test_full_scans_is_shown_after_all_the_others(control, instance):
     """Whoever sees it rise reads the counters of that scan: modification times tell the order."""
-    control.publish({"full_scans": 3, "pages_shared": 5, "pages_sharing": 7}, {"merges": 11})
+    control.publish({"full_scans": 3, "pages_shared": 5, "pages_sharing": 7, "merges": 11})
     last = (instance.control / "full_scans").stat().st_mtime_ns
     for path in (instance.control / "pages_sharing", instance.stats / "merges"):
         assert path.stat().st_mtime_ns <= last
@@ -116,18 +117,18 @@ def test_full_scans_is_shown_after_all_the_others(control, instance):
 
 
 def test_a_value_that_did_not_change_is_not_written_again(control, instance):
-    control.publish({"pages_shared": 5}, {})
+    control.publish({"pages_shared": 5})
     path = instance.control / "pages_shared"
     os.utime(path, ns=(0, 0))
-    control.publish({"pages_shared": 5}, {})
+    control.publish({"pages_shared": 5})
     assert path.stat().st_mtime_ns == 0
-    control.publish({"pages_shared": 6}, {})
+    control.publish({"pages_shared": 6})
     assert path.stat().st_mtime_ns != 0
 
 
 def test_an_unknown_counter_is_an_error(control):
     with pytest.raises(KeyError):
-        control.publish({"pages_imagined": 1}, {})
+        control.publish({"pages_imagined": 1})
 
 
 @pytest.mark.parametrize("text", ["1", "1\n", "01\n"])

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from ksmemu.control.sysfs import LINUX, ControlDirectory
+from ksmemu.control.files import LINUX
+from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.control.value_file import ValueFile
 
 
