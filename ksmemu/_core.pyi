@@ -91,6 +91,9 @@ class Agent:
         Only for a range that stays among the `advised` ones: ksmd may still order what is merged there home.
         """
 
+    def refused(self, space: int, start: int, end: int, /) -> None:
+        """Tell ksmd that the process itself keeps [start, end), which is not mergeable, from being merged."""
+
     def unmap(self, space: int, start: int, end: int, advised: _Readable, /) -> None:
         """Take [start, end) out of the space: its bytes are gone, ksmd is told."""
 

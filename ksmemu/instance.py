@@ -91,6 +91,11 @@ class Instance:
         return self.directory / "stats"
 
     @property
+    def tracing(self) -> Path:
+        """Events, under the path that tracefs has in the kernel."""
+        return self.directory / "sys/kernel/tracing"
+
+    @property
     def proc(self) -> Path:
         """Figures of each worker, as the kernel has them in /proc/PID."""
         return self.directory / "proc"

@@ -51,6 +51,7 @@ class ReportKind(enum.IntEnum):
     UNMAPPED = 4
     CLOSED = 5
     UNSHAREABLE = 6
+    REFUSED = 7
 
 
 class WireError(ValueError):

@@ -11,6 +11,7 @@ import click
 from ksmemu.cli.check import check
 from ksmemu.cli.demo import demo
 from ksmemu.cli.exec import exec_
+from ksmemu.cli.explain import explain
 from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
@@ -29,7 +30,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, set_, exec_, check, demo):
+for verb in (start, stop, status, explain, set_, exec_, check, demo):
     commands.add_command(verb)
 
 

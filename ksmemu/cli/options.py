@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import click
 
@@ -17,6 +18,15 @@ _TABLES: list[dict[str, Tunable | Action]] = [
 _NAMES = dict.fromkeys(name for table in _TABLES for name in table)
 """Of all that some instance has; which one has what is known only there."""
 
+_SETUP = {
+    "fuse": "Serve the control files by FUSE: bad values are refused.",
+    "rfc2009": "Behave as the patches of May 2009 had it.",
+    "events": "Write events from the first scan on.",
+}
+"""What a Setup decides."""
+
+T = TypeVar("T", bound=Callable[..., object])
+
 directory_option = click.option(
     "--dir",
     "directory",
@@ -26,6 +36,30 @@ directory_option = click.option(
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+
+
+def setup_options(command: T) -> T:
+    """Add the options of a Setup."""
+    for name, text in reversed(_SETUP.items()):
+        command = click.option(f"--{name}", is_flag=True, help=text)(command)
+    return command
+
+
+class Address(click.ParamType[int]):
+    """An address: decimal, or hexadecimal behind 0x."""
+
+    name = "ADDRESS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it as a number."""
+        text = str(value).lower()
+        try:
+            address = int(text, 16 if text.startswith("0x") else 10)
+        except ValueError:
+            self.fail(f"{value!r} is no address: decimal, or 0x and hexadecimal", param, ctx)
+        if not 0 <= address < 1 << 64:
+            self.fail(f"{value} is no address: 64 bits at most", param, ctx)
+        return address
 
 
 class Setting(click.ParamType[tuple[str, int]]):

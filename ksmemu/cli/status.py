@@ -22,6 +22,7 @@ def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click
     with connect(directory) as ksmd:
         tunables = {name: ksmd.read(name) for name in ksmd.files.tunables}
         counters, stats = ksmd.counters(), ksmd.stats()
+        merged_pids = ksmd.merged_pids()
         place, pid, files = str(ksmd.directory), ksmd.pid, ksmd.files
     saved = ("pages_sharing", "ksm_zero_pages") if files is LINUX else ("pages_shared",)
     saved_bytes = sum(counters[name] for name in saved) * PAGE_SIZE
@@ -31,6 +32,7 @@ def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click
                 "saved_bytes": saved_bytes,
                 "directory": place,
                 "pid": pid,
+                "merged_pids": merged_pids,
                 "tunables": tunables,
                 "counters": counters,
                 "stats": stats,
@@ -39,6 +41,8 @@ def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click
         return
     click.echo(f"{size(saved_bytes)} saved")
     click.echo(f"ksmd {pid} serves {place}")
+    if merged_pids:
+        click.echo(f"merged from outside: {' '.join(map(str, merged_pids))}")
     echo_lines(_rows(files, tunables | counters | stats))
     if over := stats["pages_over_budget"]:
         click.echo(

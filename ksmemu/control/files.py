@@ -26,6 +26,10 @@ class Files:
 LINUX = Files(TUNABLES, ACTIONS, COUNTERS, STATS)
 """The files of Linux 6.18, merge_pid and unmerge_pid, and counters of ksmemu's own."""
 
+_ENABLE = Tunable("enable", 0, "1: write events, 0: do not", within(0, 1, of=parse_ulong))
+TRACING = Files({"enable": _ENABLE}, {}, {}, {})
+"""The control file of events, in a directory of its own, as in tracefs."""
+
 _TUNABLES_2009 = (
     Tunable("run", 0, "0 stop and unmerge all, 1 merge", within(0, 1)),
     Tunable("pages_to_scan", 200, "pages before a sleep", parse_u32),

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from ksmemu.control.files import files_of
 from ksmemu.control.launch import checked, last_log_line, launch
+from ksmemu.control.setup import Setup
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
 
@@ -79,25 +80,26 @@ class RunningKsmd:
         Raises:
             ValueError: an unknown tunable or a value it never has; nothing was stored.
             KsmError: ksmd refused it: the old value, or one that ksmd chose, is in force. FUSE gives the
-                kernel's errno. Where the control files are plain files it is EINVAL, and that unmerge_pid
-                refused a pid, which then was not merged, is no error.
+                kernel's errno; where the control files are plain files it is EINVAL, and what unmerge_pid
+                refuses is no error.
         """
         if name in self.files.actions:
             self._act(name, value)
             return
         value = checked(self.files, name, value)
-        self._store(name, self.files.tunables[name].word(value))
+        self._store(name, value, self.files.tunables[name].word(value))
         if self.read(name) != value:
-            raise self._refused(name, str(value), errno.EINVAL)
+            raise self._refused(name, value, errno.EINVAL)
 
     def _act(self, name: str, pid: int) -> None:
         if pid < 0:
             raise ValueError(f"{name}={pid}: must be a decimal number")
-        self._store(name, str(pid))
+        self._store(name, pid, str(pid))
         if self.files.refuses and name == "merge_pid" and pid not in self.merged_pids():
-            raise self._refused(name, str(pid), errno.EINVAL)
+            raise self._refused(name, pid, errno.EINVAL)
 
-    def _store(self, name: str, text: str) -> None:
+    def _store(self, name: str, value: int, text: str) -> None:
+        """Write a text and return when ksmd has taken it."""
         path = self._instance.control / name
         try:
             is_mounted = self._instance.is_mounted
@@ -106,7 +108,7 @@ class RunningKsmd:
                 file.write(f"{text}\n\0".encode())
         except OSError as refusal:
             self._notice_death(refusal)
-            raise self._refused(name, text, refusal.errno) from None
+            raise self._refused(name, value, refusal.errno) from None
         if not is_mounted:
             self._await_store(name, lambda: _is_taken(path.read_bytes()))
 
@@ -177,9 +179,10 @@ class RunningKsmd:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _refused(self, name: str, text: str, number: int | None) -> KsmError:
-        now = f", it is {self.read(name)}" if name in self.files.tunables else ""
-        return KsmError(number, f"{name}={text} refused{now}: {last_log_line(self._instance)}")
+    def _refused(self, name: str, value: int, number: int | None) -> KsmError:
+        reason = last_log_line(self._instance)
+        now = "" if name in self.files.actions else f", it is {self.read(name)}"
+        return KsmError(number, f"{name}={value} refused{now}: {reason}")
 
     def _notice_death(self, error: OSError) -> None:
         if error.errno in _GONE:
@@ -202,8 +205,7 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        fuse: serve the control files by FUSE: a bad store gets the kernel's errno, and each is obeyed.
-        rfc2009: behave as the patches of May 2009 had it, with the files of that time.
+        fuse, rfc2009, events: as control.setup.Setup has them.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
@@ -217,12 +219,14 @@ class Ksmd(RunningKsmd):
         *,
         fuse: bool = False,
         rfc2009: bool = False,
+        events: bool = False,
         **tunables: int,
     ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            self._process = launch(instance, tunables, fuse=fuse, rfc2009=rfc2009, lifeline=in_ksmd)
+            setup = Setup(fuse=fuse, rfc2009=rfc2009, events=events)
+            self._process = launch(instance, tunables, setup, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)
             raise
@@ -259,14 +263,10 @@ def connect(directory: str | os.PathLike[str] | None = None) -> RunningKsmd:
 
 
 def start_detached(
-    directory: str | os.PathLike[str] | None,
-    tunables: Mapping[str, int],
-    *,
-    fuse: bool = False,
-    rfc2009: bool = False,
+    directory: str | os.PathLike[str] | None, tunables: Mapping[str, int], setup: Setup
 ) -> int:
     """Start a ksmd that outlives this process and return its pid; errors as those of Ksmd."""
-    process = launch(Instance.resolve(directory), tunables, fuse=fuse, rfc2009=rfc2009)
+    process = launch(Instance.resolve(directory), tunables, setup)
     process.returncode = 0  # not ours to wait for: tells Popen not to warn
     return process.pid
 

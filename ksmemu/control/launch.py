@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import IO
 
 from ksmemu.control.files import LINUX, RFC_2009, Files
+from ksmemu.control.setup import Setup
 from ksmemu.errors import KsmError, error_from_errno
 from ksmemu.instance import Instance
 
@@ -33,27 +34,21 @@ _STOP_SECONDS = 10.0
 
 
 def launch(
-    instance: Instance,
-    tunables: Mapping[str, int],
-    *,
-    fuse: bool = False,
-    rfc2009: bool = False,
-    lifeline: int | None = None,
+    instance: Instance, tunables: Mapping[str, int], setup: Setup, lifeline: int | None = None
 ) -> subprocess.Popen[bytes]:
     """Start ksmd, in a session of its own, and return it once it serves.
 
     Args:
         instance: where it is to serve.
         tunables: values other than the defaults.
-        fuse: it is to serve the control files by FUSE.
-        rfc2009: it is to behave as the patches of 2009 had it, with the files of that time.
+        setup: how it is to work.
         lifeline: reading end of a pipe; ksmd stops when nobody holds the writing end. None: it
             goes on without its parent.
     Raises:
         ValueError: an unknown tunable or a value it cannot have; nothing was started.
         KsmError: and its subclasses, as ksmd reported it; ksmd has gone.
     """
-    files = RFC_2009 if rfc2009 else LINUX
+    files = RFC_2009 if setup.rfc2009 else LINUX
     settings = [f"--set={name}={checked(files, name, value)}" for name, value in tunables.items()]
     ready, ready_in_ksmd = os.pipe()
     inherited = [ready_in_ksmd] if lifeline is None else [ready_in_ksmd, lifeline]
@@ -66,8 +61,7 @@ def launch(
         *settings,
     ]
     command += [f"--ready-fd={ready_in_ksmd}"]
-    command += ["--fuse"] if fuse else []
-    command += ["--rfc2009"] if rfc2009 else []
+    command += setup.options()
     command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
     with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:
         try:

@@ -137,6 +137,18 @@ int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 	return 0;
 }
 
+int ksmemu_agent_refused(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
+{
+	struct ksmemu_space *space;
+	GUARD(&agent->lock);
+
+	space = ksmemu_space_find(agent, id);
+	if (!space)
+		return -ENOENT;
+	ksmemu_report_change(agent, space, KSMEMU_REFUSED, start, end);
+	return 0;
+}
+
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 		       const struct ksmemu_range *advised, size_t nr)
 {

@@ -347,6 +347,9 @@ int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 			   bool on);
 
+/** ksmemu_agent_refused() - tell ksmd that the process itself keeps [start, end) from being merged */
+int ksmemu_agent_refused(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
+
 /** ksmemu_agent_unmap() - take [start, end) out of the space: its bytes are gone */
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 		       const struct ksmemu_range *advised, size_t nr);

@@ -282,6 +282,11 @@ static PyObject *agent_shareable(struct agent *self, PyObject *args)
 	return done_or_fail(error, "shareable");
 }
 
+static PyObject *agent_refused(struct agent *self, PyObject *args)
+{
+	return call_on_range(self, args, ksmemu_agent_refused, "refused");
+}
+
 static PyObject *agent_unmap(struct agent *self, PyObject *args)
 {
 	struct ksmemu_agent *agent = opened(self);
@@ -307,6 +312,7 @@ static PyMethodDef agent_methods[] = {
 	{ "rehome", (PyCFunction)agent_rehome, METH_VARARGS, NULL },
 	{ "unadvised", (PyCFunction)agent_unadvised, METH_VARARGS, NULL },
 	{ "shareable", (PyCFunction)agent_shareable, METH_VARARGS, NULL },
+	{ "refused", (PyCFunction)agent_refused, METH_VARARGS, NULL },
 	{ "unmap", (PyCFunction)agent_unmap, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },
 };

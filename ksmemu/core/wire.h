@@ -15,7 +15,7 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define KSMEMU_WIRE_VERSION 1u
+#define KSMEMU_WIRE_VERSION 2u
 
 /* Most pages in one order: bounds a report (one span a page at worst) below a socket buffer. */
 #define KSMEMU_ORDER_MAX_PAGES 4096u
@@ -35,6 +35,7 @@ enum ksmemu_report_kind {
 	KSMEMU_UNMAPPED = 4,	/* gone from the space */
 	KSMEMU_CLOSED = 5,	/* the space is gone */
 	KSMEMU_UNSHAREABLE = 6, /* no longer mergeable, as in 2009: what is merged stays merged */
+	KSMEMU_REFUSED = 7,	/* not mergeable: the process itself has said so */
 };
 
 struct ksmemu_order {

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import click
 
 from ksmemu import _core, features
+from ksmemu.cli.options import setup_options
+from ksmemu.control.setup import Setup
 from ksmemu.instance import Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 
@@ -37,8 +39,8 @@ def _raise_descriptor_limit() -> None:
 
 def _serve(
     directory: str,
-    make: Callable[[Instance], Daemon],
     tunables: dict[str, int],
+    new_daemon: Callable[[Instance], Daemon],
     ready: int,
     lifeline: int | None,
 ) -> None:
@@ -50,7 +52,7 @@ def _serve(
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s ksmd[%(process)d] %(levelname)s %(message)s"
         )
-        daemon = make(claim.instance)
+        daemon = new_daemon(claim.instance)
         undo.callback(daemon.close)
         for name, value in tunables.items():
             daemon.set(name, value)
@@ -67,7 +69,6 @@ def _serve(
 @click.command()
 @click.option("--dir", "directory", required=True, help="Instance directory.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A tunable.")
-@click.option("--fuse", is_flag=True, help="Serve the control files by FUSE.")
 @click.option("--ready-fd", type=int, required=True, help="Told one line: ready, or what failed.")
 @click.option("--lifeline-fd", type=int, help="ksmd stops when its other end is closed.")
 @click.option(
@@ -76,23 +77,23 @@ def _serve(
     default=features.tracker,
     help="How to learn of writes; default: the best that the kernel has.",
 )
-@click.option("--rfc2009", is_flag=True, help="As the patches of May 2009 had it.")
-def main(  # noqa: PLR0913, PLR0917 (click passes them by name)
+@setup_options
+def main(
     directory: str,
     settings: tuple[str, ...],
-    fuse: bool,  # noqa: FBT001
     ready_fd: int,
     lifeline_fd: int | None,
     tracker: str,
-    rfc2009: bool,  # noqa: FBT001
+    **setup: bool,
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
-    make = functools.partial(Daemon, tracks=tracker == "written", fuse=fuse, rfc2009=rfc2009)
+    how = Setup(**setup)
     try:
         features.require()
-        if fuse:
+        if how.fuse:
             features.require_fuse()
-        _serve(directory, make, _tunables(settings), ready_fd, lifeline_fd)
+        new_daemon = functools.partial(Daemon, setup=how, tracks=tracker == "written")
+        _serve(directory, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
     except OSError as error:
         text = (error.strerror or str(error)).replace("\n", "; ")
         with contextlib.suppress(OSError):  # ready already: then the log has it

@@ -30,6 +30,7 @@ class Advisor:
 
     change_percent: int = 0
     scan_seconds: int = 0
+    cpu_percent: int = 0
 
     def advise(
         self, limits: Limits, pages_to_scan: int, scan_millisecs: int, cpu_millisecs: int
@@ -44,4 +45,4 @@ class Advisor:
         a_percent = max(1, pages_to_scan // cpu_percent)
         pages = max(min(pages, a_percent * limits.max_cpu), a_percent * _MIN_CPU_PERCENT)
         pages = min(pages, limits.max_pages_to_scan)
-        return Advisor(change, seconds), pages
+        return Advisor(change, seconds, cpu_percent), pages

@@ -159,6 +159,8 @@ def _register(
     worker.slots.append(slot)
     domain.slots[space_id] = slot
     domain.owner[space_id] = worker
+    if domain.events.is_on:
+        domain.events.enter(slot, worker.pid)
     return slot
 
 
@@ -223,6 +225,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
         end = start + nr
         if end > slot.nr_pages:
             raise WireError(f"pages up to {end} of a space of {slot.nr_pages}")
+        slot.refused.put(start, end, True if kind is ReportKind.REFUSED else None)
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
             slot.known_surplus = None
@@ -230,7 +233,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
             slot.rmap.move(left[slot.rmap.state[left] == State.LEFT], State.MERGED)
         elif kind is ReportKind.UNSHAREABLE:
             slot.advised.put(start, end, None)
-        else:
+        elif kind is not ReportKind.REFUSED:
             slot.advised.put(start, end, None)
             domain.forget(slot, start, end)
     if kind is ReportKind.CLOSED:
@@ -243,6 +246,8 @@ def remove(domain: Domain, slot: MmSlot) -> None:
     worker = domain.owner.pop(slot.id)
     worker.slots.remove(slot)
     del domain.slots[slot.id]
+    if domain.events.is_on:
+        domain.events.exit(slot)
     slot.close()
 
 

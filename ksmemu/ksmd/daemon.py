@@ -22,15 +22,17 @@ from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
 from ksmemu.control.procfs import ProcDirectory
+from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, rehome
+from ksmemu.ksmd import connection, mmlist, question, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
 from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.scan import Scan
+from ksmemu.ksmd.tracing import Tracing
 from ksmemu.ksmd.tuning import Tuning
 from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
 from ksmemu.wire import WireError
@@ -55,26 +57,25 @@ class Daemon:
     Args:
         instance: claimed by the caller.
         tracks: learn of writes from the kernel; otherwise compare checksums.
-        fuse: serve the control files by FUSE; otherwise they are plain files.
-        rfc2009: behave as the patches of 2009 had it, not as Linux 6.18.
+        setup: how to work.
     Raises:
         KernelLacksError: there is no FUSE.
+        OSError: there is no place for the events.
     """
 
-    def __init__(
-        self, instance: Instance, *, tracks: bool, fuse: bool = False, rfc2009: bool = False
-    ) -> None:
-        self._domain = Domain()
+    def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
+        self._domain = Domain(instance.tracing / "trace")
         self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
-        self._files = RFC_2009 if rfc2009 else LINUX
-        self._mmlist = Mmlist(self._domain) if rfc2009 else None
+        self._files = RFC_2009 if setup.rfc2009 else LINUX
+        self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
         self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
-        folder = instance.values if fuse else instance.control
+        folder = instance.values if setup.fuse else instance.control
         self._control = ControlDirectory(folder, instance.stats, self._files, self.store)
-        self._server = MountedFiles(self._control, instance) if fuse else PlainFiles(self._control)
+        self._server = MountedFiles(self._control, instance) if setup.fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
+        self._tracing = Tracing(instance.tracing, self._domain)
         self._listener = instance.listen()
         self._spare = _spare()
         self._run = STOP
@@ -88,6 +89,9 @@ class Daemon:
         self._merge_pid = MergePid(self._listen_to, self._ignore)
         self._listen_to(self._listener.fileno(), self._accept)
         self._want(self._server.fileno(), self._server.read_events)
+        self._want(self._tracing.fileno(), self._tracing.read_events)
+        if setup.events:
+            self._tracing.store(1)
         self._want(self._workers.fileno(), self._hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
@@ -117,6 +121,7 @@ class Daemon:
         self._listener.close()
         os.close(self._spare)
         self._server.close()
+        self._tracing.close()
         self._control.close()
         self._outside.close()
         self._workers.close()
@@ -144,6 +149,7 @@ class Daemon:
 
     def _publish(self) -> None:
         self._proc.publish(self._domain.processes())
+        self._tracing.publish()
         counters = {**self._domain.own_counters(), **self._domain.counters()}
         if self._mmlist is not None:
             counters = mmlist.renamed(counters)
@@ -172,6 +178,8 @@ class Daemon:
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
         self._domain.count_chains()
         self._tuning.end_scan()
+        if self._domain.events.is_on:
+            self._domain.events.stop_scan(stats.full_scans, self._domain.nr_rmap_items())
         self._publish()
         stats.full_scans += 1
         if self._mmlist is not None:
@@ -322,6 +330,8 @@ class Daemon:
             body, fds = wire.receive_control(control)
             if "merge_pid" in body and not fds:
                 self._merge_pid.answer(control, body)
+            elif "explain" in body and not fds:
+                self._explain(control, body)
             else:
                 self._welcome(control, body, fds)
         except (WireError, EOFError, OSError) as error:
@@ -329,6 +339,17 @@ class Daemon:
                 log.warning("a client is refused: %s", error)
                 connection.refuse(control, errno.EPROTO, str(error))
             control.close()
+
+    def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
+        self._hear_reports()  # so that whoever asks after an advice is told of what it changed
+        stopped = f"run={self._control['run']}" if self._run != MERGE else None
+        if stopped is None and not self._control["pages_to_scan"]:
+            stopped = "pages_to_scan=0"
+        try:
+            question.answer(self._domain, control, body, stopped)
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
@@ -365,6 +386,14 @@ class Daemon:
             self._leave(worker)
         except (WireError, OSError) as error:
             self._cut_off(worker, error)
+
+    def _hear_reports(self) -> None:
+        """Obey what agents have reported so far."""
+        for worker in list(self._domain.workers):
+            for _ in range(_HEAR_TURNS):
+                if worker.is_lost or not worker.has_reported():
+                    break
+                self._report(worker)
 
     def _leave(self, worker: Worker) -> None:
         """A worker without spaces and sockets has detached; one with spaces may still map frames."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,12 @@ import numpy.typing as npt
 from ksmemu import wire
 from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
 from ksmemu.ksmd.checksum import Checksum
+from ksmemu.ksmd.events import Events
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
 from ksmemu.ksmd.pool import Frames, Pool
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import HOLDS_FRAME, State
+from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, Obstacle, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints
@@ -45,9 +47,13 @@ class Stats:
 
 
 class Domain:
-    """The books of one security domain. Runs in: ksmd, one thread."""
+    """The books of one security domain. Runs in: ksmd, one thread.
 
-    def __init__(self) -> None:
+    Args:
+        trace: where its events go, when they are on.
+    """
+
+    def __init__(self, trace: Path) -> None:
         self.checksum = Checksum()
         self.pool = Pool()
         self.slots: dict[int, MmSlot] = {}
@@ -56,6 +62,7 @@ class Domain:
         self.stable = Stable(self.pool)
         self.unstable = Unstable(self.slots)
         self.stats = Stats()
+        self.events = Events(trace, self.pool.nr_frames)
         self.max_page_sharing = 256
         self.use_zero_pages = False
         self.smart_scan = True
@@ -101,6 +108,11 @@ class Domain:
         for slot_id, index in by_slot(where):
             self.slots[slot_id].rmap.move(pages_of(where[index]), state)
 
+    def give_up(self, where: Places, why: Obstacle) -> None:
+        """Leave pages of any spaces unmerged that matched."""
+        for slot_id, index in by_slot(where):
+            self.slots[slot_id].rmap.give_up(pages_of(where[index]), why)
+
     def forget(self, slot: MmSlot, start: int, end: int) -> None:
         """The pages in [start, end) are gone, or no longer mergeable: give up what they hold."""
         rmap = slot.rmap
@@ -108,10 +120,33 @@ class Domain:
         states = rmap.state[pages]
         for state in HOLDS_FRAME:
             self.pool.release(rmap.tag[pages[states == state]])
+        if self.events.is_on:
+            shown = pages[np.isin(states, SHOWS_FRAME)]
+            self.events.remove(slot, shown, rmap.tag[shown].astype(np.int64))
         rmap.move(pages, State.ABSENT)
         for order in self.owner[slot.id].orders.values():
             if order.slot is slot:
                 order.live &= (order.pages < start) | (order.pages >= end)
+
+    def record(self, *, on: bool) -> None:
+        """Turn events on, into an empty trace, or off.
+
+        Raises:
+            OSError: there is no place for a trace; events are off.
+        """
+        if not on:
+            self.events.stop()
+        elif not self.events.is_on:
+            shown = [np.empty(0, dtype=np.int64)]
+            for slot in self.slots.values():
+                pages = slot.rmap.tracked(0, slot.nr_pages)
+                pages = pages[np.isin(slot.rmap.state[pages], SHOWS_FRAME)]
+                shown.append(slot.rmap.tag[pages].astype(np.int64))
+            self.events.start(np.concatenate(shown))
+
+    def nr_rmap_items(self) -> int:
+        """Return for how many pages the kernel would have an rmap_item."""
+        return self.count(*HAS_ITEM)
 
     def counters(self) -> Mapping[str, int]:
         """Return the kernel's counters."""
@@ -171,6 +206,7 @@ class Domain:
         for worker in self.workers:
             worker.close()
         self.pool.close()
+        self.events.stop()
         self.checksum.close()
 
 

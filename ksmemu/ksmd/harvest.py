@@ -76,6 +76,7 @@ def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[n
     """
     rmap = slot.rmap
     was_written = tracker.written(slot, pages)
+    rmap.forget_obstacle(pages[was_written])
     states = rmap.state[pages]
     is_quiet = ~was_written
     settled: Pages = pages[(states == State.WRITTEN) & is_quiet & ~skipped]

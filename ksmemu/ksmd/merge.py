@@ -19,7 +19,7 @@ from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import NO_FRAME, State
+from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.worker import Order, Worker
 
@@ -36,9 +36,10 @@ def merge(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
         where, fingerprints = where[~zero], fingerprints[~zero]
     claims = match(where, fingerprints, domain.stable, domain.unstable, domain.max_page_sharing)
     domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
-    frames, filled = _new_frames(domain, claims)
+    frames, filled, has_room = _new_frames(domain, claims)
     is_good = filled[claims.number]
     domain.move(claims.members[~is_good], State.WRITTEN)
+    domain.give_up(claims.members[~has_room[claims.number]], Obstacle.NO_ROOM)
     members, number = claims.members[is_good], claims.number[is_good]
     domain.pool.fingerprint[frames[filled]] = claims.fingerprints[filled]
     _order(
@@ -60,13 +61,20 @@ def _is_settled(domain: Domain, where: Places) -> npt.NDArray[np.bool_]:
     return settled
 
 
-def _new_frames(domain: Domain, claims: Claims) -> tuple[Frames, npt.NDArray[np.bool_]]:
-    """Fill a frame for each number from its leader; return frames, and which hold what was claimed."""
+def _new_frames(
+    domain: Domain, claims: Claims
+) -> tuple[Frames, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Fill a frame for each number from its leader.
+
+    Returns:
+        (frames, filled, has_room): which frames hold what was claimed, and which there was room for.
+    """
     frames = domain.pool.allocate(len(claims.leaders))
     filled = np.arange(len(claims.leaders)) < len(frames)
     if len(frames) < len(claims.leaders):
         log.warning("the pool has no frame left: %d contents stay unmerged", (~filled).sum())
         frames = np.pad(frames, (0, len(filled) - len(frames)))
+    has_room = filled.copy()
     is_zero = domain.is_zero(claims.fingerprints)
     to_fill = np.flatnonzero(filled & ~is_zero)
     for slot_id, index in by_slot(claims.leaders[to_fill]):
@@ -77,10 +85,11 @@ def _new_frames(domain: Domain, claims: Claims) -> tuple[Frames, npt.NDArray[np.
         except OSError as error:
             log.warning("%d frames could not be filled: %s", len(which), error.strerror)
             filled[which] = False
+            has_room[which] = error.errno == errno.ENODATA
         else:
             # The leader was written meanwhile: whatever the frame holds now, nobody claimed it.
             filled[which] = found ^ domain.mark_of(slot) == claims.fingerprints[which]
-    return frames, filled
+    return frames, filled, has_room
 
 
 def _order(domain: Domain, where: Places, frames: Frames) -> None:
@@ -99,7 +108,7 @@ def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> N
     if not chosen.all():
         kept = np.repeat(chosen, laid["nr_pages"])
         domain.stats.over_budget_so_far += int((~kept).sum())
-        slot.rmap.move(pages[~kept], State.WRITTEN)
+        slot.rmap.give_up(pages[~kept], Obstacle.MAPPING_BUDGET)
         pages, frames, laid = pages[kept], frames[kept], laid[chosen]
     if not len(laid):
         return
@@ -139,11 +148,15 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
     has_frame = order.frames != NO_FRAME
     pool.settle(order.frames[has_frame])
     done = order.live & (errors == 0)
+    if domain.events.is_on:
+        live = order.live
+        domain.events.merge(order.slot, order.pages[live], order.frames[live], errors[live])
     rmap.move(order.pages[done & has_frame], State.MERGED)
     rmap.move(order.pages[done & ~has_frame], State.ZERO)
     refused = order.live & (errors != 0)
     pool.release(order.frames[refused])
     rmap.move(order.pages[refused], State.WRITTEN)
+    rmap.give_up(order.pages[refused & (errors == errno.ENOMEM)], Obstacle.MAPPING_BUDGET)
     domain.stats.merges += int(done.sum())
     domain.stats.verify_refusals += int((errors == errno.EAGAIN).sum())
     domain.stats.over_budget_so_far += int((errors == errno.ENOMEM).sum())

@@ -31,6 +31,8 @@ class MmSlot:
     rmap: Rmap = field(init=False)
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Mergeable pages."""
+    refused: IntervalMap[bool] = field(default_factory=IntervalMap)
+    """Pages that are not, because the process itself has said MADV_UNMERGEABLE."""
     known_surplus: int | None = None
     """Pages that the own object holds besides those in the books (advised once, and not now), as of the last
     discovery; None: there is something to discover."""

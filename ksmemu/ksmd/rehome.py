@@ -35,6 +35,8 @@ def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     """Enter the outcome of a rehome order: errors holds 0 or an errno for each of its pages."""
     rmap = done.slot.rmap
     home = done.live & (errors == 0)
+    if domain.events.is_on:
+        domain.events.remove(done.slot, done.pages[home], done.frames[home])
     domain.pool.release(done.frames[home])
     rmap.move(done.pages[home], State.WRITTEN)
     # What failed is merged still, and found again by the next scan.

@@ -1,8 +1,8 @@
 """The books of one address space: state and tag of every page, as two columns (the kernel's rmap_items).
 
 The columns are as long as the space and live in memory that the kernel gives on first touch: a space that
-is mostly hole costs what its data cost. A page costs 7 bytes here, and 16 in the unstable table while it
-waits there.
+is mostly hole costs what its data cost. A page costs 7 bytes here, one more where pages matched and could
+not be merged, and 16 in the unstable table while it waits there.
 
     ABSENT ─found─▶ NEW ─seen─▶ WRITTEN ─quiet─▶ SETTLED ─match─▶ UNSTABLE | ORDERED
     ORDERED ─done─▶ MERGED | ZERO      ORDERED ─refused─▶ WRITTEN
@@ -52,7 +52,29 @@ class State(enum.IntEnum):
     """Merged, and no longer ours to count: its advice was withdrawn as in 2009. Tag: the frame."""
 
 
+class Obstacle(enum.IntEnum):
+    """Why a page that matched is WRITTEN again, until it is written indeed or matches anew."""
+
+    NONE = 0
+    MAPPING_BUDGET = 1
+    """Its process is near vm.max_map_count."""
+    NO_ROOM = 2
+    """The pool had no frame for it."""
+
+
 HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING, State.LEFT)
+SHOWS_FRAME = (State.MERGED, State.ZERO, State.REHOMING, State.LEFT)
+"""Its mapping names a frame or the zero page, as an outcome said."""
+HAS_ITEM = (
+    State.WRITTEN,
+    State.SETTLED,
+    State.SKIPPED,
+    State.UNSTABLE,
+    State.ORDERED,
+    State.MERGED,
+    State.REHOMING,
+)
+"""The kernel would have an rmap_item for it: some scan has seen it, and it does not show the zero page."""
 
 
 class Rmap:
@@ -62,6 +84,7 @@ class Rmap:
         state: uint8, a State for each page. Change it by move() only.
         tag: uint32, meaning by state.
         age, skips: uint8, visits so far and visits to skip (smart scan).
+        obstacle: uint8, an Obstacle for each page; not touched before give_up().
         counts: pages in each State.
     """
 
@@ -72,6 +95,8 @@ class Rmap:
         self.tag = column(nr_chunks * CHUNK, np.uint32)
         self.age = column(nr_chunks * CHUNK, np.uint8)
         self.skips = column(nr_chunks * CHUNK, np.uint8)
+        self.obstacle = column(nr_chunks * CHUNK, np.uint8)
+        self._had_obstacles = False
         self.counts = np.zeros(len(State), dtype=np.int64)
         self._by_chunk = self.state.reshape(nr_chunks, CHUNK)
         self._occupied = np.empty(0, dtype=np.int64)
@@ -86,8 +111,21 @@ class Rmap:
         self.counts -= np.bincount(self.state[pages], minlength=len(State))
         self.counts[state] += len(pages)
         self.state[pages] = state
+        if state is not State.SETTLED:
+            self.forget_obstacle(pages)
         if state is State.ABSENT:
             self.rejuvenate(pages)
+
+    def give_up(self, pages: Pages, why: Obstacle) -> None:
+        """Take pages that matched to WRITTEN: they could not be merged."""
+        self.move(pages, State.WRITTEN)
+        self._had_obstacles |= len(pages) > 0
+        self.obstacle[pages] = why
+
+    def forget_obstacle(self, pages: Pages) -> None:
+        """Forget why pages could not be merged: it is not what keeps them now."""
+        if self._had_obstacles:
+            self.obstacle[pages] = Obstacle.NONE
 
     def rejuvenate(self, pages: Pages) -> None:
         """Forget how often pages were looked at."""

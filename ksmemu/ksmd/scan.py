@@ -48,6 +48,9 @@ class Scan:
         Returns:
             (pages, ended): how many pages were passed, and whether a full scan ended with them.
         """
+        domain = self._domain
+        if self._slot_id == 0 and domain.events.is_on:
+            domain.events.start_scan(domain.stats.full_scans, domain.nr_rmap_items())
         slot = self._next_slot()
         if slot is None:
             self._slot_id = self._page = 0
@@ -64,7 +67,7 @@ class Scan:
             # It is dying (its pidfd will tell), or it took back what it handed over: its own loss.
             log.info("space %d passed over: %s", slot.id, error)
             end = slot.nr_pages
-        self._domain.stats.pages_scanned += count
+        domain.stats.pages_scanned += count
         self._page = end
         if self._nr_candidates >= CANDIDATES:
             self.flush()

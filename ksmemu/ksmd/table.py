@@ -64,6 +64,12 @@ class FingerprintTable:
         first[1:] = (index[1:] != index[:-1]) | (value[1:] != value[:-1])
         return index[first], value[first]
 
+    def living(self) -> tuple[Fingerprints, Values]:
+        """Return (fingerprint, value) of every living entry, in no order; a pair may come twice."""
+        fingerprints, values = (np.concatenate(parts) for parts in zip(self._base, self._recent, strict=True))
+        alive = self._is_alive(fingerprints, values)
+        return fingerprints[alive], values[alive]
+
 
 def _merged(
     left: tuple[Fingerprints, Values], right: tuple[Fingerprints, Values]

@@ -76,6 +76,8 @@ class Tuning:
         )
         self._scan_started, self._cpu_before = now, cpu
         control.set("pages_to_scan", pages)
+        if self._domain.events.is_on:
+            self._domain.events.advisor(self._advisor.scan_seconds, pages, self._advisor.cpu_percent)
 
     def _start_advisor(self) -> None:
         """Forget what the advisor has learned; as in the kernel the first scan is charged all of ksmd."""

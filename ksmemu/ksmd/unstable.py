@@ -38,6 +38,10 @@ class Unstable:
         """Return (index, place): the pages that wait with fingerprints[index]."""
         return self._table.find(fingerprints)
 
+    def everyone(self) -> tuple[Fingerprints, Places]:
+        """Return (fingerprint, place) of every page that waits, in no order; a pair may come twice."""
+        return self._table.living()
+
     def clear(self) -> None:
         """Forget all entries."""
         self._table.clear()

@@ -96,11 +96,13 @@ class Worker:
         if not self.orders:
             return False
         since = max(next(iter(self.orders.values())).sent_at, self.heard_at)
-        if time.monotonic() - since <= STALLED_SECONDS:
-            return False
+        return time.monotonic() - since > STALLED_SECONDS and not self.has_reported()
+
+    def has_reported(self) -> bool:
+        """Whether there is a report that was not read yet."""
         poll = select.poll()
         poll.register(self.order, select.POLLIN)
-        return not poll.poll(0)
+        return bool(poll.poll(0))
 
     def is_count_old(self) -> bool:
         """Whether to count again; the worker maps and unmaps as it likes. At most a twentieth of the time."""

@@ -132,7 +132,7 @@ class AddressSpace:
             self._check_no_views(address, end)
             for vma in self._vmas.overlapping(address, end):
                 self._vmas.put(vma.start, vma.end, None)
-                if vma.value.own and self._own is not None:
+                if (vma.value.own or vma.value.refused) and self._own is not None:
                     self._own.unmap(vma)
                 else:
                     _core.map_nothing(vma.start, len(vma))
@@ -227,8 +227,10 @@ class AddressSpace:
     def _unadvise(self, vma: Vma, *, refused: bool) -> None:
         if vma.value.mergeable and self._own is not None:
             self._own.unadvise(vma, refused=refused)
-        else:
-            self._vmas.put(vma.start, vma.end, replace(vma.value, refused=refused))
+            return
+        self._vmas.put(vma.start, vma.end, replace(vma.value, refused=refused))
+        if refused and self._own is not None:
+            self._own.refused(vma.start, vma.end)
 
     def _advise_new(self, address: int, size: int) -> None:
         """Advise what was mapped just now, if the process has asked for that or was asked for.

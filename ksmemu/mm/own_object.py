@@ -42,6 +42,9 @@ class OwnObject:
             self._attach(instance, start, size, node, shared_object.create_memfd(size))
         if flags.merge_any or flags.refuses:
             self._attachment.tell_flags()
+        for vma in vmas:
+            if vma.value.refused:
+                self.refused(vma.start, vma.end)
 
     def _attach(
         self, instance: str | os.PathLike[str] | None, start: int, size: int, node: int, own: int
@@ -101,6 +104,8 @@ class OwnObject:
         if self._attachment.rfc2009:
             self._vmas.put(vma.start, vma.end, Flags(own=True, refused=refused, unshareable=True))
             self._agent.shareable(self.id, vma.start, vma.end, False)
+            if refused:
+                self.refused(vma.start, vma.end)
             return
         before = self._vmas.mergeable()
         needed = sum(len(part) for part in self._merged(vma))
@@ -118,6 +123,12 @@ class OwnObject:
             text = f"{os.strerror(errno.EAGAIN)}: madvise: {error.strerror}: still mergeable"
             raise OSError(errno.EAGAIN, text) from None
         self._agent.unadvised(self.id, vma.start, vma.end)
+        if refused:
+            self.refused(vma.start, vma.end)
+
+    def refused(self, start: int, end: int) -> None:
+        """Let ksmd know that the process itself has said MADV_UNMERGEABLE to what is not mergeable."""
+        self._agent.refused(self.id, start, end)
 
     def _advise_again(self, vma: Vma, merged: list[Range], advised: bytes) -> None:
         """Undo the withdrawal; what was rehomed by then is new to ksmd."""

@@ -26,6 +26,7 @@ CONSTANTS = {
     "UNMAPPED": wire.ReportKind.UNMAPPED,
     "CLOSED": wire.ReportKind.CLOSED,
     "UNSHAREABLE": wire.ReportKind.UNSHAREABLE,
+    "REFUSED": wire.ReportKind.REFUSED,
 }
 
 

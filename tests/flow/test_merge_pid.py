@@ -1,6 +1,8 @@
 """merge_pid and unmerge_pid: processes that never called madvise are merged from outside, and may refuse."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import ksmemu
 from ksmemu import KsmError
 from tests.support import crew, procmaps
+from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 
@@ -194,16 +197,41 @@ def test_junk_is_put_back_and_logged(ksmd, twins):
     assert "merge_pid: store of 'junk' refused" in (ksmd.directory / "ksmd.log").read_text()
 
 
-@pytest.mark.root
-def test_a_process_of_another_user_is_not_touched(ksmd):
+@pytest.fixture
+def other_users():
+    """A process of nobody."""
     command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sleep", "1000"]
     other = subprocess.Popen(command)
-    try:
-        wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n", what="the program")
-        assert "uid 65534" in refused(ksmd, "merge_pid", other.pid)
-    finally:
-        other.kill()
-        other.wait()
+    comm = Path(f"/proc/{other.pid}/comm")
+    wait_until(lambda: comm.read_text() == "sleep\n", what="the program")
+    yield other
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.root
+def test_a_process_of_another_user_is_not_touched(ksmd, other_users):
+    assert "uid 65534" in refused(ksmd, "merge_pid", other_users.pid)
+    assert other_users.poll() is None
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["merge_pid", "unmerge_pid"])
+def test_fuse_gives_each_refusal_its_errno(start_ksmd, other_users, name):
+    ksmd = start_ksmd(fuse=True)
+    junk = ["junk", "", "-1", "7 ", "0x7", str(2**32), "1 2"]
+    expected = dict.fromkeys(junk, errno.EINVAL)
+    expected |= dict.fromkeys(["0", str(2**22 + 1), str(2**31), str(os.getpid())], errno.ESRCH)
+    expected[str(other_users.pid)] = errno.EPERM
+    file = os.open(ksmd.directory / "sys/kernel/mm/ksm" / name, os.O_RDWR)
+    for text, number in expected.items():
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            os.write(file, f"{text}\n".encode())
+    with Worker(ksmd.directory) as one:
+        one.call(own_memory)
+        os.write(file, str(one.pid).encode())
+        assert os.pread(file, 99, 0) == (b"%d\n" % one.pid if name == "merge_pid" else b"\n")
+    os.close(file)
 
 
 def test_a_process_that_is_stopped_holds_up_nobody(ksmd, twins):

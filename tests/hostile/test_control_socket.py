@@ -54,6 +54,13 @@ BODIES = [
     DEEP,
     b'{"hello": 1}' + b" " * wire.CONTROL_MAX_BYTES,
     b'{"x": "' + b"y" * 100_000 + b'"}',
+    b'{"explain": 4711, "pid": null, "address": null}',
+    b'{"explain": %d}' % wire.VERSION,
+    b'{"explain": %d, "pid": "1", "address": null}' % wire.VERSION,
+    b'{"explain": %d, "pid": null, "address": 1.5}' % wire.VERSION,
+    b'{"explain": %d, "pid": null, "address": 4096}' % wire.VERSION,
+    b'{"explain": %d, "pid": -1, "address": null}' % wire.VERSION,
+    b'{"explain": %d, "pid": %d, "address": null}' % (wire.VERSION, 10**400),
 ]
 
 

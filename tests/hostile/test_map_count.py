@@ -8,7 +8,9 @@ import pytest
 
 import ksmemu
 from ksmemu import MADV_MERGEABLE
+from ksmemu.control.reasons import Reason
 from tests.support import procmaps
+from tests.support.explained import assert_adds_up, totals
 from tests.support.waiting import wait_until
 
 PAGE = procmaps.PAGE
@@ -92,17 +94,26 @@ def _unmap_single_pages(state):
     state.single.clear()
 
 
+def _assert_that_explain_names_the_budget(ksmd):
+    ksmd.write("run", 0)
+    assert totals(ksmd) == {Reason.MAPPING_BUDGET: 2 * NR_PAGES}
+    assert_adds_up(ksmd)
+    ksmd.write("run", 1)
+
+
 @pytest.mark.parametrize("is_joined_before", [False, True])
 def test_merging_stops_before_the_limit_and_the_worker_can_still_map(ksmd, crowded, is_joined_before):
     worker = crowded(is_joined_before)
     wait_until(lambda: ksmd.read("pages_over_budget") > 0, what="pages over budget")
     ksmd.wait_full_scans(3)
+    _assert_that_explain_names_the_budget(ksmd)
     assert worker.call(_count) < _limit() - 7 - 4
     worker.call(_can_map)
     assert worker.call(_has_its_bytes)
 
     worker.call(_unmap_single_pages)
     wait_until(lambda: ksmd.read("pages_sharing") == NR_PAGES, what="merging once there is room")
+    assert totals(ksmd) == {Reason.MERGED: 2 * NR_PAGES}
     assert worker.call(_has_its_bytes)
     ksmd.write("run", 2)
     assert worker.call(_has_its_bytes)

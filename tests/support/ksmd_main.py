@@ -76,12 +76,36 @@ def keep_a_kernel_item_for_each_page():
     Rmap.track = track_with_items
 
 
+def end_at_an_event():
+    """Whoever gathers an event ends ksmd."""
+    from ksmemu.ksmd.events import FIELDS, Events
+
+    def end(*_):
+        raise AssertionError("an event was gathered")
+
+    tracepoints = {name.removeprefix("ksm_") for name in FIELDS} & vars(Events).keys()
+    assert tracepoints == {"start_scan", "stop_scan", "enter", "exit", "advisor"}
+    for name in {*tracepoints, "merge", "remove"}:
+        setattr(Events, name, end)
+
+
+def explain_merged_pages_as_unique():
+    """What shares a frame is said to have no equal."""
+    from ksmemu.control.reasons import Reason
+    from ksmemu.ksmd import explain
+    from ksmemu.ksmd.rmap import State
+
+    explain._BY_STATE[State.MERGED] = Reason.UNIQUE
+
+
 STEPS = {
+    "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
     "read-only": hand_out_writable_pool,
     "count": forget_to_count_releases,
     "reap": keep_frames_of_the_dead,
     "lean": keep_a_kernel_item_for_each_page,
+    "events": end_at_an_event,
     "ladder": share_one_frame_after_the_other,
 }
 

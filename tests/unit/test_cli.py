@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ksmemu.cli.output import size
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.tunables import ACTIONS, TUNABLES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -62,6 +62,12 @@ def assert_one_line(text: str, *parts: str) -> None:
         (["status", "--yaml"], "--yaml"),
         (["exec"], "Missing argument"),
         (["exec", "--no-such-option", "true"], "--no-such-option"),
+        (["explain", "me"], "'me' is not a valid integer"),
+        (["explain", "0"], "0 is not in the range"),
+        (["explain", "1", "0xstack"], "'0xstack' is no address"),
+        (["explain", "1", "-7"], "No such option"),
+        (["explain", "1", str(1 << 64)], "is no address"),
+        (["explain", "1", "2", "3"], "unexpected extra argument"),
     ],
 )
 def test_bad_usage_is_status_2_and_changes_nothing(ksmemu, instance, arguments, part):
@@ -73,7 +79,9 @@ def test_bad_usage_is_status_2_and_changes_nothing(ksmemu, instance, arguments, 
     assert not instance.directory.exists()
 
 
-@pytest.mark.parametrize("verb", [["status"], ["stop"], ["set", "run=1"], ["exec", "true"]])
+@pytest.mark.parametrize(
+    "verb", [["status"], ["stop"], ["set", "run=1"], ["explain"], ["explain", "1"], ["exec", "true"]]
+)
 def test_no_ksmd_is_status_1(ksmemu, instance, verb):
     ran = ksmemu(*verb)
     assert ran.returncode == 1
@@ -85,6 +93,15 @@ def test_a_directory_of_another_user_is_status_1(ksmemu, foreign):
         ran = ksmemu(*verb, "--dir", str(foreign.directory))
         assert ran.returncode == 1
         assert_one_line(ran.stderr, str(foreign.directory))
+
+
+def test_start_with_events_has_them_from_the_first_scan_on(ksmemu, instance):
+    assert ksmemu("start", "--events").returncode == 0
+    try:
+        assert (instance.tracing / "events/ksm/enable").read_text().rstrip() == "1"
+        assert (instance.tracing / "trace").read_text() == ""
+    finally:
+        assert ksmemu("stop").returncode == 0
 
 
 def test_start_says_where_and_stop_leaves_nothing(ksmemu, instance):
@@ -117,8 +134,24 @@ def test_status_json_has_every_figure(started, instance):
     assert figures["saved_bytes"] == 0
     assert figures["pid"] == instance.pid()
     files = {path.name for path in instance.control.iterdir()}
-    assert figures["tunables"].keys() | figures["counters"].keys() == files
+    assert figures["tunables"].keys() | figures["counters"].keys() | ACTIONS.keys() == files
+    assert figures["merged_pids"] == []
     assert figures["stats"].keys() == {path.name for path in instance.stats.iterdir()}
+
+
+def test_explain_says_that_nobody_has_joined(started):
+    ran = started("explain")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == (
+        "nothing is scanned: run=0\n"
+        "  ksmemu set run=1\n"
+        "nobody has joined: no process has advised any memory\n"
+    )
+    assert json.loads(started("explain", "--json").stdout) == {
+        "stopped": "run=0",
+        "workers": [],
+        "page": None,
+    }
 
 
 def test_set_returns_when_it_is_obeyed(started, instance):

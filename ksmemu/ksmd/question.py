@@ -1,0 +1,165 @@
+"""Answer whoever asks why memory is not merged: find the memory that is meant, look, send what was found.
+
+control/explain.py -> question.py -> explain.py. The answer may be long, so it is JSON (reasons.Explained) in
+a sealed memfd beside the reply.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+
+from ksmemu import _core, wire
+from ksmemu.control.reasons import Explained, ExplainedPage, ExplainedSpace, ExplainedWorker, Reason
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.explain import Partners, explain, partners
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import places
+from ksmemu.ksmd.ranges import Pages, expand, from_core
+from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.worker import Worker
+from ksmemu.units import PAGE_SIZE
+from ksmemu.wire import WireError
+
+log = logging.getLogger(__name__)
+
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def answer(domain: Domain, control: socket.socket, body: dict[str, object], stopped: str | None) -> None:
+    """Answer a question; the connection is the caller's still.
+
+    Args:
+        stopped: why nothing is scanned, as in reasons.STOPPED.
+
+    Raises:
+        WireError: it is no such question. OSError: ESRCH: no such process, or no memory of it is known.
+            EFAULT: the address is in no space of it. EMFILE, ENOMEM: there is no room for the answer.
+    """
+    pid, address = body.get("pid"), body.get("address")
+    if not isinstance(pid, int | None) or not isinstance(address, int | None):
+        raise WireError("a question to explain that names no process or address")
+    if body != {"explain": wire.VERSION, "pid": pid, "address": address}:
+        raise WireError(f"a question to explain of another version than {wire.VERSION}")
+    fd = _sealed(json.dumps(_explained(domain, pid, address, stopped)).encode())
+    try:
+        wire.send_control(control, {}, (fd,))
+    finally:
+        os.close(fd)
+
+
+def _sealed(text: bytes) -> int:
+    """Return an object that holds the text, at its start, and cannot be changed."""
+    fd = os.memfd_create("explain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            file.write(text)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _explained(domain: Domain, pid: int | None, address: int | None, stopped: str | None) -> Explained:
+    workers = [worker for worker in domain.workers if worker.slots and pid in (None, worker.pid)]
+    if pid is not None and not workers:
+        raise OSError(errno.ESRCH, _unknown(pid))
+    slot = None
+    if address is not None:
+        slot = next((s for w in workers for s in w.slots if address in _addresses(s)), None)
+        if slot is None:
+            raise OSError(errno.EFAULT, f"{address:#x} is in no address space of pid {pid} that was advised")
+    apart = partners(domain)
+    return {
+        "stopped": stopped,
+        "workers": [_worker(domain, worker, apart, pid, address) for worker in workers],
+        "page": _page(domain, slot, address) if slot is not None and address is not None else None,
+    }
+
+
+def _unknown(pid: int) -> str:
+    if not Path(f"/proc/{pid}").exists():
+        return f"no process {pid}"
+    return f"no memory of pid {pid} is known: it never advised any, or joined another ksmd"
+
+
+def _addresses(slot: MmSlot) -> range:
+    return range(slot.start, slot.start + slot.nr_pages * PAGE_SIZE)
+
+
+def _worker(
+    domain: Domain, worker: Worker, apart: Partners, pid: int | None, address: int | None
+) -> ExplainedWorker:
+    totals = np.zeros(len(Reason), dtype=np.int64)
+    spaces: list[ExplainedSpace] = []
+    for slot in worker.slots:
+        rows = explain(domain, slot, apart, _held(slot), refuses=worker.refuses)
+        np.add.at(totals, rows["reason"], rows["pages"])
+        if pid is None or (address is not None and address not in _addresses(slot)):
+            continue
+        for bound in ("start", "end"):
+            rows[bound] = rows[bound] * PAGE_SIZE + slot.start
+        if address is not None:
+            rows = rows[(rows["start"] <= address) & (address < rows["end"])]
+        whole = _addresses(slot)
+        spaces.append({"start": whole.start, "end": whole.stop, "node": slot.node, "rows": rows.tolist()})
+    return {
+        "pid": worker.pid,
+        "silent": _why_silent(worker),
+        "totals": {reason.words: int(totals[reason]) for reason in Reason if totals[reason]},
+        "spaces": spaces,
+    }
+
+
+def _why_silent(worker: Worker) -> str | None:
+    if worker.is_lost:
+        return "it was cut off"
+    return "it does not answer" if worker.is_stalled() else None
+
+
+def _held(slot: MmSlot) -> Pages:
+    """Return the pages that hold data outside the pool: in the own object, or in memory never advised."""
+    whole = _addresses(slot)
+    try:
+        own = from_core(_core.data_extents(slot.own, 0, len(whole)), PAGE_SIZE)
+        private = _core.find_private(slot.pagemap, whole.start, whole.stop)
+    except OSError as error:
+        # It is dying, or it took back what it handed over: its own loss.
+        log.info("space %d cannot be looked at: %s", slot.id, error)
+        return np.empty(0, dtype=np.int64)
+    return np.union1d(expand(own), expand(from_core(private, PAGE_SIZE, slot.start)))
+
+
+def _page(domain: Domain, slot: MmSlot, address: int) -> ExplainedPage:
+    rmap, page = slot.rmap, (address - slot.start) // PAGE_SIZE
+    state, refs = State(rmap.state[page]), domain.pool.refs
+    known = domain.count(State.SKIPPED, State.UNSTABLE, State.MERGED)
+    return {
+        "address": slot.start + page * PAGE_SIZE,
+        "state": state.name,
+        "age": int(rmap.age[page]),
+        "skips": int(rmap.skips[page]),
+        "sharers": int(refs[rmap.tag[page]]) if state is State.MERGED else 0,
+        "dups": _dups(domain, slot, page),
+        "compared": known - 1 if state in (State.SKIPPED, State.UNSTABLE) else 0,
+    }
+
+
+def _dups(domain: Domain, slot: MmSlot, page: int) -> list[int]:
+    """Return how many pages show each frame that holds what a page holds, if its content is known."""
+    if slot.rmap.state[page] == State.MERGED:
+        prints = domain.pool.fingerprint[slot.rmap.tag[[page]]]
+    else:
+        entries, where = domain.unstable.everyone()
+        prints = entries[where == places(slot.id, np.array([page]))][:1]
+    _, _, sharers = domain.stable.dups(prints)
+    return [int(number) for number in sharers]
