@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ _WP_ASYNC = 1 << 15
 _DEFAULT_MAP_COUNT = 65530
 """Source: DEFAULT_MAX_MAP_COUNT of <linux/mm.h>."""
 _ROOM_BYTES = 1 << 30
+
+KSM = Path("/sys/kernel/mm/ksm")
+"""Where the kernel has its control files, and where the programs that know KSM look for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,35 @@ def probe() -> tuple[Feature, ...]:
     )
 
 
+@functools.cache
+def probe_exec() -> tuple[Feature, ...]:
+    """Ask for what `ksmemu exec` needs besides; a program is started to find out."""
+    problem = _private_mounts_problem()
+    return (
+        _feature(
+            "CONFIG_KSM",
+            KSM.is_dir(),
+            f"`ksmemu exec` has {KSM} to lay control files over",
+            f"`ksmemu exec` has no {KSM} to lay control files over",
+            "needs a kernel with CONFIG_KSM; a program that can be told where to look needs no `exec`",
+        ),
+        _feature(
+            "private mounts",
+            problem is None,
+            "`ksmemu exec` can do so unseen by others",
+            f"`ksmemu exec` cannot run anything ({problem})",
+            "needs root with CAP_SYS_ADMIN, or user namespaces: sysctl user.max_user_namespaces=9999,"
+            " kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0",
+        ),
+    )
+
+
+def private_mounts() -> list[str]:
+    """Return the command that runs another one, as root of some kind, in mounts of its own."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *user, "--mount", "--propagation", "private", "--"]
+
+
 def required(features: Iterable[Feature]) -> list[Feature]:
     """Return what is missing and makes ksmemu impossible; empty if all is well."""
     needed = (
@@ -111,8 +144,17 @@ def required(features: Iterable[Feature]) -> list[Feature]:
 
 def require() -> None:
     """Return if ksmemu can work here; KernelLacksError has the text of `ksmemu check` otherwise."""
-    if missing := required(probe()):
-        raise KernelLacksError("\n".join(f"no  {feature}" for feature in missing))
+    _refuse(required(probe()))
+
+
+def require_exec() -> None:
+    """Return if `ksmemu exec` can work here; KernelLacksError as of require() otherwise."""
+    _refuse(feature for feature in probe_exec() if not feature.ok)
+
+
+def _refuse(missing: Iterable[Feature]) -> None:
+    if text := "\n".join(f"no  {feature}" for feature in missing):
+        raise KernelLacksError(text)
 
 
 @functools.cache
@@ -176,6 +218,18 @@ def _fuse_problem() -> str | None:
         return "there is no fusermount3"
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse cannot be opened"
+    return None
+
+
+def _private_mounts_problem() -> str | None:
+    """Return why a mount in a private namespace fails, or None."""
+    command = [*private_mounts(), "mount", "--bind", "/dev/null", "/dev/null"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except OSError as problem:
+        return f"{problem.filename}: {problem.strerror}"
+    except subprocess.CalledProcessError as problem:
+        return str(problem.stderr).partition("\n")[0]
     return None
 
 

@@ -10,6 +10,7 @@ import click
 
 from ksmemu.cli.check import check
 from ksmemu.cli.demo import demo
+from ksmemu.cli.exec import exec_
 from ksmemu.cli.explain import explain
 from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
@@ -25,11 +26,11 @@ DONE, FAILED, USAGE, KERNEL_LACKS = 0, 1, 2, 3
 def commands() -> None:
     """Kernel Samepage Merging in user space: real memory, really merged.
 
-    Exit status: 0 done, 1 failed, 2 usage, 3 the kernel lacks something.
+    Exit status: 0 done, 1 failed, 2 usage, 3 the kernel lacks something; of exec, the command's own.
     """
 
 
-for verb in (start, stop, status, explain, set_, check, demo):
+for verb in (start, stop, status, explain, set_, exec_, check, demo):
     commands.add_command(verb)
 
 

@@ -9,15 +9,15 @@ import click
 
 from ksmemu.cli.options import json_option
 from ksmemu.cli.output import echo_json
-from ksmemu.features import Feature, probe, required, tracker
+from ksmemu.features import Feature, probe, probe_exec, required, tracker
 
 
 @click.command()
 @json_option
 def check(as_json: bool) -> int:  # noqa: FBT001 (click passes it by name)
     """Say for each kernel facility whether it is there, what follows, and how to get it."""
-    features = probe()
-    possible = not required(features)
+    possible = not required(probe())
+    features = (*probe(), *probe_exec())
     if as_json:
         echo_json(
             {

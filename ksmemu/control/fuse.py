@@ -81,8 +81,8 @@ class ControlMount:
         return 0
 
     def read(self, path: str, size: int, offset: int, _fi: Any) -> bytes:
-        """Return the value and a newline: the padding stays here."""
-        content = os.pread(self._file(path), _LONGEST_TEXT, 0).rstrip(b" \n") + b"\n"
+        """Return the value and a newline: what fills its file up stays here."""
+        content = os.pread(self._file(path), _LONGEST_TEXT, 0).rstrip(b"\n") + b"\n"
         return content[offset : offset + size]
 
     def write(self, path: str, data: bytes, _offset: int, _fi: Any) -> int:

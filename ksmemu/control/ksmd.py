@@ -16,7 +16,6 @@ from typing import Self, TypeVar
 from ksmemu.control.files import files_of
 from ksmemu.control.launch import checked, last_log_line, launch
 from ksmemu.control.setup import Setup
-from ksmemu.control.value_file import VALUE_WIDTH
 from ksmemu.errors import KsmError, NotRunningError
 from ksmemu.instance import Instance
 
@@ -49,6 +48,11 @@ class RunningKsmd:
         """The instance directory."""
         return self._instance.directory
 
+    @property
+    def control(self) -> Path:
+        """The control files, under the kernel's names."""
+        return self._instance.control
+
     def read(self, name: str) -> int:
         """Return the value of a tunable, of a counter, or of a counter of ksmemu's own."""
         tunables = self.files.tunables
@@ -62,7 +66,7 @@ class RunningKsmd:
         folder = self._instance.stats if name in self.files.stats else self._instance.control
         while True:
             try:
-                return value((folder / name).read_text().rstrip(" \n"))
+                return value((folder / name).read_text().rstrip("\n"))
             except ValueError:  # another client has stored something that ksmd has not taken yet
                 self._require_alive()
                 time.sleep(_POLL_SECONDS)
@@ -100,12 +104,13 @@ class RunningKsmd:
         try:
             is_mounted = self._instance.is_mounted
             with path.open("r+b", buffering=0) as file:
-                file.write(f"{text}\n".encode())
+                # Every store ends before a NUL. In a plain file it shows until ksmd has taken this one.
+                file.write(f"{text}\n\0".encode())
         except OSError as refusal:
             self._notice_death(refusal)
             raise self._refused(name, value, refusal.errno) from None
         if not is_mounted:
-            self._await_store(name, lambda: _is_normal(path.read_bytes()))
+            self._await_store(name, lambda: _is_taken(path.read_bytes()))
 
     def counters(self) -> dict[str, int]:
         """Return every counter that the kernel has too."""
@@ -266,6 +271,7 @@ def start_detached(
     return process.pid
 
 
-def _is_normal(content: bytes) -> bool:
-    """Whether ksmd has taken a store: it leaves the value at a width that no client uses."""
-    return len(content) > VALUE_WIDTH and content.find(b"\n") == len(content) - 1
+def _is_taken(content: bytes) -> bool:
+    """Whether ksmd has taken a store: it leaves one line, and newlines that fill the file up."""
+    _, newline, rest = content.partition(b"\n")
+    return bool(newline) and not rest.strip(b"\n")

@@ -1,7 +1,7 @@
 """The control directory as plain files: what clients have written into them is taken as stores.
 
     client ── write ──▶ file ── inotify ──▶ read_events() ▶ ControlDirectory.store()
-                        file ◀── put back, padded ◀──┘
+                        file ◀─── put back ◀──┘
 
 A plain file cannot refuse a store as the kernel does: the old value is put back. Do not assume that
 every store is seen: of two in quick succession it may be only the last, and a store of the text that
@@ -79,8 +79,8 @@ class PlainFiles:
         content = file.content()
         if not content and not closed:
             return  # a client has truncated it and is about to write
-        # The padding is ours: what was read may be stored again.
-        text = content.partition(b"\n")[0].rstrip(b" ").decode("latin-1")
+        # What follows the first line fills the file up, or is of a longer text that was there before.
+        text = content.partition(b"\n")[0].decode("latin-1")
         with file.taken(content):
             if text != file.text:
                 with contextlib.suppress(OSError):  # logged, and put back

@@ -1,6 +1,8 @@
-"""One file that shows a text of ksmd's: written in place, padded, never renamed and never shortened.
+"""One file that shows a text of ksmd's: written in place, never renamed and never shortened.
 
-So whoever keeps its descriptor always reads a whole and fresh text.
+So whoever keeps its descriptor always reads a whole and fresh text. Where a shorter one takes the place
+of a longer one, newlines fill the file up. No client minds those: libvirt refuses a number that blanks
+follow, netdata one that they precede.
 """
 
 from __future__ import annotations
@@ -9,9 +11,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-VALUE_WIDTH = 20
-"""Columns of a value: the longest number of 64 bits, sign included."""
 
 
 class ValueFile:
@@ -23,7 +22,7 @@ class ValueFile:
         self.path = path
         self.text = text
         self._mode = mode
-        self._width = VALUE_WIDTH
+        self._length_bytes = 0
         self._is_taken = False
         self._fd = self._create()
 
@@ -36,7 +35,7 @@ class ValueFile:
         if text != self.text:
             self.text = text
             if not self._is_taken:
-                os.pwrite(self._fd, self._padded(), 0)
+                os.pwrite(self._fd, self._filled(), 0)
 
     def content(self) -> bytes:
         """Return what the file holds, whoever wrote it."""
@@ -53,7 +52,7 @@ class ValueFile:
             yield
         finally:
             self._is_taken = False
-        if self.content() == content != (text := self._padded()):
+        if self.content() == content != (text := self._filled()):
             os.pwrite(self._fd, text, 0)
             os.ftruncate(self._fd, len(text))  # cuts what a client wrote beyond it
 
@@ -75,10 +74,11 @@ class ValueFile:
     def _create(self) -> int:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
         os.fchmod(fd, self._mode)  # whatever the umask
-        os.pwrite(fd, self._padded(), 0)
+        os.pwrite(fd, self._filled(), 0)
         return fd
 
-    def _padded(self) -> bytes:
-        """Return the text as wide as the widest so far: nothing of an older one is left behind it."""
-        self._width = max(self._width, len(self.text))
-        return f"{self.text:<{self._width}}\n".encode()
+    def _filled(self) -> bytes:
+        """Return the text at the length of the longest so far: nothing of an older one is left behind it."""
+        line = f"{self.text}\n".encode()
+        self._length_bytes = max(self._length_bytes, len(line))
+        return line.ljust(self._length_bytes, b"\n")
