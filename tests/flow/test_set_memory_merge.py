@@ -10,6 +10,7 @@ import ksmemu
 from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE, PR_GET_MEMORY_MERGE, PR_SET_MEMORY_MERGE, room
 from ksmemu.mm import flags
 from tests.support import procmaps
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +57,11 @@ def test_off_unmerges_all_also_what_madvise_marked(stepped, memory):
     stepped.scan(2)
     ksmemu.set_memory_merge(False)
     assert kinds(marked) == kinds(other) == {"rw-s"}
+    wait_until(lambda: stepped.read("pages_shared") == stepped.read("pages_tracked") == 0)
+    assert kinds(memory(stepped, advise=False)) == {"rw-p"}
+    memory(stepped)  # or there is nothing to scan
     stepped.scan(3)
     assert stepped.read("pages_shared") == stepped.read("pages_tracked") == 0
-    assert kinds(memory(stepped, advise=False)) == {"rw-p"}
 
 
 def test_off_when_it_is_off_leaves_advice_alone(stepped, memory):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -25,7 +26,7 @@ NOTHING = np.empty(0, dtype=np.int64)
 @contextlib.contextmanager
 def books(*slots, limit=3, across_nodes=True):
     """Yield a domain with spaces of these nodes."""
-    domain = Domain()
+    domain = Domain(Path("no trace"))
     domain.max_page_sharing, domain.merge_across_nodes = limit, across_nodes
     for number, node in enumerate(slots, 1):
         domain.slots[number] = MmSlot(number, 0, NR_PAGES, os.memfd_create("own"), -1, node)
