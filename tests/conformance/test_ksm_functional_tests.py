@@ -199,7 +199,7 @@ def test_unmerge_uffd_wp(ksmd, merged_area):
 
 
 def test_a_program_cannot_watch_what_ksmemu_watches(area):
-    """Where writes are recorded (Linux 6.7), advised memory that is not merged has its userfaultfd already."""
+    """Where writes are recorded (Linux 6.7), advised memory is watched already until it is merged."""
     one = area(NR_PAGES)
     one.call(crew.fill_with, 0, NR_PAGES, FILL)
     assert one.call(try_to_watch) == (errno.EBUSY if features.tracker() == "written" else 0)
@@ -217,7 +217,7 @@ def test_fork_ksm_merging_page_count(merged_area, merging):
 
 @pytest.mark.filterwarnings("ignore:fork with an advised")
 def test_fork_global_ksm_zero_pages(ksmd, merged_area):
-    """The test that the kernel's list dropped: a child that merges zeros and unmerges them changes nothing."""
+    """The test that the kernel dropped: a child that merges zeros and unmerges them changes nothing."""
     ksmd.write("use_zero_pages", 1)
     one = merged_area(0)
     before = ksmd.read("ksm_zero_pages")

@@ -4,7 +4,6 @@ The modes that take times (-P, -H, -D, -C) are here for what they rely on: count
 """
 
 import ctypes
-import errno
 import os
 from pathlib import Path
 
@@ -166,7 +165,7 @@ def is_pairs(state, first_byte):
 
 
 def test_cow_time(ksmd, child):
-    """4000 pages: 2000 one-byte writes while nothing is merged, then 2000 pairs are merged and written again."""
+    """4000 pages: 2000 one-byte writes, nothing merged; then 2000 pairs are merged and written again."""
     nr_pairs = COW_PAGES // 2
     one = child()
     one.call(map_and_fill, COW_PAGES, FILL, "madvise")
