@@ -79,7 +79,7 @@ def _new_frames(domain: Domain, claims: Claims) -> tuple[Frames, npt.NDArray[np.
             filled[which] = False
         else:
             # The leader was written meanwhile: whatever the frame holds now, nobody claimed it.
-            filled[which] = found ^ domain.mark_of(slot) == claims.fingerprints[which]
+            filled[which] = found ^ domain.marks_of(slot, pages) == claims.fingerprints[which]
     return frames, filled
 
 

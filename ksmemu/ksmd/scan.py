@@ -114,9 +114,7 @@ class Scan:
         self.restart()
         self._domain.unstable.clear()
         for slot in self._domain.slots.values():
-            pages = slot.rmap.tracked(0, slot.nr_pages)
-            states = slot.rmap.state[pages]
-            slot.rmap.move(pages[(states >= State.SETTLED) & (states <= State.UNSTABLE)], State.WRITTEN)
+            slot.rmap.forget_fingerprints(0, slot.nr_pages)
 
     def _scan(self, slot: MmSlot, start: int, end: int) -> int:
         """Scan what is tracked in [start, end); return how many pages of it were skipped."""
@@ -130,7 +128,7 @@ class Scan:
             domain.stats.pages_skipped += int(skipped.sum())
         settled = harvest(self._tracker, slot, pages, skipped)
         if len(settled):
-            fingerprints = domain.checksum.pages(slot, settled) ^ domain.mark_of(slot)
+            fingerprints = domain.checksum.pages(slot, settled) ^ domain.marks_of(slot, settled)
             slot.rmap.move(settled, State.SETTLED)
             self._add(places(slot.id, settled), fingerprints)
         broken = find_broken(slot, pages)

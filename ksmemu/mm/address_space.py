@@ -13,12 +13,13 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu import _core, room
+from ksmemu import _core, room, wire
 from ksmemu.instance import Instance
 from ksmemu.mm import flags, merge_pid, spaces
 from ksmemu.mm.own_object import OwnObject
@@ -45,10 +46,11 @@ class AddressSpace:
         name: for error messages only.
         instance: directory of the ksmd to join on the first advice; None: the default one.
         noreserve: allow a size beyond memory, for a space that stays mostly empty (MAP_NORESERVE).
-        node: the simulated NUMA node it is on: with merge_across_nodes=0 only pages of one node merge.
+        node: the simulated NUMA node of what is mapped in it, until mbind() says otherwise: with
+            merge_across_nodes=0 only pages of one node merge.
 
     Raises:
-        ValueError: size is not positive.
+        ValueError: size is not positive, or there is no such node.
         OSError: ENOMEM: neither memory nor the address range could hold it; nothing was changed.
 
     Not for memory that is pinned: a page that a device writes to (O_DIRECT, RDMA, vfio) must not be
@@ -69,6 +71,8 @@ class AddressSpace:
         self._closed = True
         if size <= 0:
             raise ValueError(f"the size of an address space must be positive, not {size}")
+        if not 0 <= node < wire.MAX_NODES:
+            raise ValueError(f"node {node}: nodes are 0 to {wire.MAX_NODES - 1}")
         self.size = pages_for(size) * PAGE_SIZE
         self.name = name
         self.node = node
@@ -110,7 +114,7 @@ class AddressSpace:
             if self._vmas.overlapping(at, at + size):
                 raise _error(errno.EEXIST, f"[{at:#x}, +{size}) is mapped in part")
             _core.map_ordinary(at, size)
-            self._vmas.put(at, at + size, Flags())
+            self._vmas.put(at, at + size, Flags(node=self.node))
             self._advise_new(at, size)
             return at
 
@@ -134,6 +138,31 @@ class AddressSpace:
                     self._own.unmap(vma)
                 else:
                     _core.map_nothing(vma.start, len(vma))
+
+    def mbind(self, address: int, length: int, node: int) -> None:
+        """Put [address, address + length) on a simulated NUMA node, as mbind(2) does for one node.
+
+        It matters with merge_across_nodes=0. Pages that are not merged move at once (MPOL_MF_MOVE); a merged
+        page has more owners than one, so it stays where it is until it is written or unmerged. What is
+        mapped there later is on the node of the space again. The length is rounded up to whole pages.
+
+        Raises:
+            OSError: EINVAL: misaligned, no such node, or the range wraps. EFAULT: part of the range is not
+                mapped. Nothing was changed.
+            NotRunningError: the ksmd that must know of it is gone; nothing was changed.
+        """
+        with self._lock:
+            self._check_open()
+            end = self._end_of(address, length)
+            if not 0 <= node < wire.MAX_NODES:
+                raise _error(errno.EINVAL, f"node {node}")
+            vmas = self._vmas.overlapping(address, end)
+            if sum(len(vma) for vma in vmas) != end - address:
+                raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full")
+            if self._own is not None and vmas:
+                self._own.tell_node(address, end, node)
+            for vma in vmas:
+                self._vmas.put(vma.start, vma.end, replace(vma.value, node=node))
 
     # ---- bytes -----------------------------------------------------------------------------------
 
@@ -200,10 +229,7 @@ class AddressSpace:
             self._check_open()
             if advice not in (MADV_MERGEABLE, MADV_UNMERGEABLE):
                 raise _error(errno.EINVAL, f"advice {advice}")
-            self._check_aligned(address)
-            end = address + pages_for(length) * PAGE_SIZE
-            if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
-                raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
+            end = self._end_of(address, length)
             vmas = self._vmas.overlapping(address, end)
             for vma in vmas:
                 if advice == MADV_MERGEABLE:
@@ -216,7 +242,7 @@ class AddressSpace:
 
     def _advise(self, vma: Vma, *, from_outside: bool = False) -> None:
         if vma.value.mergeable:
-            self._vmas.put(vma.start, vma.end, Flags(mergeable=True, own=True, from_outside=from_outside))
+            self._vmas.put(vma.start, vma.end, replace(vma.value, from_outside=from_outside))
             return
         if self._own is None:
             self._own = OwnObject(self._instance, self.start, self.size, self.node, self._vmas)
@@ -226,7 +252,7 @@ class AddressSpace:
         if vma.value.mergeable and self._own is not None:
             self._own.unadvise(vma, refused=refused)
         else:
-            self._vmas.put(vma.start, vma.end, Flags(own=vma.value.own, refused=refused))
+            self._vmas.put(vma.start, vma.end, replace(vma.value, refused=refused))
 
     def _advise_new(self, address: int, size: int) -> None:
         """Advise what was mapped just now, if the process has asked for that or was asked for.
@@ -237,7 +263,7 @@ class AddressSpace:
             if flags.merge_any:
                 self.madvise(address, size, MADV_MERGEABLE)
             elif flags.merge_all and not flags.refuses and self.instance.directory in flags.merge_all:
-                self._advise(Vma(address, address + size, Flags()), from_outside=True)
+                self._advise(Vma(address, address + size, Flags(node=self.node)), from_outside=True)
         except OSError as error:
             log.warning("[%#x, +%d) stays as it is, unmerged: %s", address, size, error.strerror)
 
@@ -326,6 +352,14 @@ class AddressSpace:
     def _check_aligned(address: int) -> None:
         if address % PAGE_SIZE:
             raise _error(errno.EINVAL, f"address {address:#x} is not page-aligned")
+
+    def _end_of(self, address: int, length: int) -> int:
+        """Return where a range ends that is rounded up to whole pages; EINVAL: misaligned, or it wraps."""
+        self._check_aligned(address)
+        end = address + pages_for(length) * PAGE_SIZE
+        if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
+            raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
+        return end
 
     def _check_no_views(self, start: int, end: int) -> None:
         for memory in self._memories:

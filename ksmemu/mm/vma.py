@@ -24,6 +24,8 @@ class Flags:
     """Mergeable because merge_pid asked for it; the process itself has said nothing."""
     refused: bool = False
     """The process has said MADV_UNMERGEABLE: merge_pid leaves it alone."""
+    node: int = 0
+    """The simulated NUMA node it is on."""
 
 
 Vma = Interval[Flags]
