@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import threading
 import weakref
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from ksmemu import _core, room, wire
 from ksmemu.instance import Instance
+from ksmemu.intervals import Interval
 from ksmemu.mm import flags, merge_pid, spaces
 from ksmemu.mm.own_object import OwnObject
 from ksmemu.mm.vma import Flags, Vma, VmaMap
@@ -164,29 +166,81 @@ class AddressSpace:
             for vma in vmas:
                 self._vmas.put(vma.start, vma.end, replace(vma.value, node=node))
 
-    # ---- bytes -----------------------------------------------------------------------------------
+    def mprotect(self, address: int, length: int, prot: int) -> None:
+        """Set what may be done with [address, address + length), as mprotect(2) does.
 
-    def read(self, address: int, length: int) -> bytes:
-        """Return a copy of the bytes at an address; OSError EFAULT where not all of it is mapped."""
-        return bytes(self.view(address, length))
+        Memory merges under any protection, and keeps it. Do not call mprotect(2) itself on the memory of a
+        space: that is not seen here. A merge would undo it, and the process would end by SIGSEGV when
+        memory that it has made unreadable is compared.
 
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes at an address; OSError EFAULT where not all of it is mapped: nothing was written."""
-        source = memoryview(data).cast("B")
-        self.view(address, len(source))[:] = source
-
-    def view(self, address: int, length: int) -> memoryview:
-        """Return a writable view of real memory; the space cannot be closed while one is alive.
+        Args:
+            prot: PROT_NONE (0), or PROT_READ, PROT_WRITE, PROT_EXEC of the mmap module, or'ed.
 
         Raises:
-            OSError: EFAULT: not all of it is mapped.
+            OSError: EINVAL: misaligned, or another prot. ENOMEM: part of the range is not mapped (what comes
+                before is changed), or there are too many mappings. EACCES: PROT_EXEC where /dev/shm
+                does not allow it.
         """
         with self._lock:
             self._check_open()
+            self._check_aligned(address)
+            if prot & ~(mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
+                raise _error(errno.EINVAL, f"protection {prot:#x}")
+            end = address + pages_for(length) * PAGE_SIZE
+            if length < 0 or end > _ADDRESS_LIMIT:
+                raise _error(errno.ENOMEM, f"[{address:#x}, +{length}) wraps")
+            for vma in self._vmas.overlapping(address, end):
+                if vma.start != address:
+                    break
+                self._protect(vma, prot)
+                address = vma.end
+            if address < end:
+                raise _error(errno.ENOMEM, f"{address:#x} is not mapped")
+
+    def _protect(self, vma: Vma, prot: int) -> None:
+        protected = Interval(vma.start, vma.end, replace(vma.value, prot=prot))
+        self._vmas.put(vma.start, vma.end, protected.value)
+        try:
+            if self._own is not None and vma.value.own:
+                self._own.protect(protected)
+            else:
+                _core.protect(vma.start, len(vma), prot)
+        except OSError:
+            self._vmas.put(vma.start, vma.end, vma.value)
+            raise
+
+    # ---- bytes -----------------------------------------------------------------------------------
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy of the bytes at an address; OSError EFAULT where not all of it may be read."""
+        return bytes(self.view(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes at an address; OSError EFAULT where not all of it may be written: nothing was."""
+        source = memoryview(data).cast("B")
+        self._view(address, len(source), mmap.PROT_WRITE)[:] = source
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a view of real memory, read-only unless all of it may be written.
+
+        The space cannot be closed while one is alive. What mprotect() takes away later, a view does not see:
+        using it then is a SIGSEGV.
+
+        Raises:
+            OSError: EFAULT: not all of it is mapped, or may be read.
+        """
+        try:
+            return self._view(address, length, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError:
+            return self._view(address, length, mmap.PROT_READ).toreadonly()
+
+    def _view(self, address: int, length: int, prot: int) -> memoryview:
+        with self._lock:
+            self._check_open()
             end = address + max(length, 0)
-            mapped = sum(len(vma) for vma in self._vmas.overlapping(address, end))
-            if mapped != length:
-                raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full")
+            vmas = self._vmas.overlapping(address, end)
+            if sum(len(vma) for vma in vmas if not prot & ~vma.value.prot) != length:
+                raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full, or protected")
             memory = _core.Memory(address, length, self)
             self._memories.add(memory)
             return memoryview(memory)
@@ -263,7 +317,7 @@ class AddressSpace:
             if flags.merge_any:
                 self.madvise(address, size, MADV_MERGEABLE)
             elif flags.merge_all and not flags.refuses and self.instance.directory in flags.merge_all:
-                self._advise(Vma(address, address + size, Flags(node=self.node)), from_outside=True)
+                self._advise(Interval(address, address + size, Flags(node=self.node)), from_outside=True)
         except OSError as error:
             log.warning("[%#x, +%d) stays as it is, unmerged: %s", address, size, error.strerror)
 

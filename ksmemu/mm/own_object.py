@@ -35,6 +35,7 @@ class OwnObject:
         self._start, self._vmas = start, vmas
         self._nodes = IntervalMap[int]()  # as ksmd knows them
         self._nodes.put(start, start + size, node)
+        self._protections = b""  # as the agent knows them
         try:
             self._attach(instance, start, size, node, shared_object.create(size, size))
         except KsmError as error:
@@ -80,6 +81,16 @@ class OwnObject:
             self._attachment.tell_node(self.id, first, last, node)
             self._nodes.put(start, end, node)
 
+    def protect(self, vma: Vma) -> None:
+        """Call mprotect(2) with what a VMA of the map now allows, and keep it through merge and rehome.
+
+        Raises:
+            OSError: as mprotect(2).
+        """
+        protections = self._vmas.protections()
+        self._agent.protect(self.id, vma.start, vma.end, vma.value.prot, protections)
+        self._protections = protections
+
     def advise(self, vma: Vma, *, from_outside: bool) -> None:
         """Make a VMA mergeable that is not.
 
@@ -90,6 +101,8 @@ class OwnObject:
         if not self._agent.is_alive():
             raise NotRunningError(self.instance.directory)
         self.tell_node(vma.start, vma.end, vma.value.node)
+        if self._protections != self._vmas.protections():
+            self.protect(vma)
         wanted = replace(vma.value, mergeable=True, own=True, from_outside=from_outside, refused=False)
         self._vmas.put(vma.start, vma.end, wanted)
         advised = self._vmas.mergeable()

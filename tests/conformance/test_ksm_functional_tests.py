@@ -3,9 +3,11 @@
 import ctypes
 import errno
 import json
+import mmap
 import os
 import select
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ NR_PAGES = 512
 HALF = NR_PAGES // 2
 FILL = ord("*")
 OTHER_FILL = ord("/")
+PROT_NONE = 0
 
 
 @pytest.fixture
@@ -134,6 +137,42 @@ def test_unmerge_discarded(merged_area):
     one.call(crew.discard, 0, HALF)
     one.call(crew.advise, 0, NR_PAGES, MADV_UNMERGEABLE)
     assert_no_frame_is_shared(one)
+
+
+def protect(state, first, nr, prot):
+    state.space.mprotect(state.start + first * procmaps.PAGE, nr * procmaps.PAGE, prot)
+
+
+def write_by_force(state, first, nr, value):
+    """Write through /proc/self/mem, which does not ask what the area allows."""
+    with open("/proc/self/mem", "r+b", buffering=0) as mem:
+        mem.seek(state.start + first * procmaps.PAGE)
+        assert mem.write(bytes([value]) * nr * procmaps.PAGE) == nr * procmaps.PAGE
+
+
+def protections(state):
+    """Return perms and pages of what is mapped."""
+    end = state.start + NR_PAGES * procmaps.PAGE
+    return Counter(m.perms for m in procmaps.mappings("self", state.start, end) for _ in range(m.pages))
+
+
+def test_prot_none(ksmd, area, merging):
+    """PROT_NONE merges; half is written by force, half advised: both unmerged, PROT_NONE all the time."""
+    one = area(NR_PAGES)
+    one.call(crew.fill_with, 0, NR_PAGES, FILL)
+    one.call(protect, 0, NR_PAGES, PROT_NONE)
+    merge(ksmd)
+    assert merging(one) == NR_PAGES
+    assert one.call(protections) == {"---p": NR_PAGES}
+    one.call(write_by_force, 0, HALF, OTHER_FILL)
+    one.call(crew.advise, HALF, HALF, MADV_UNMERGEABLE)
+    ksmd.wait_full_scans(2)
+    ksmd.write("run", 2)
+    assert one.call(protections) == {"---s": NR_PAGES}
+    one.call(protect, 0, NR_PAGES, mmap.PROT_READ | mmap.PROT_WRITE)
+    assert_no_frame_is_shared(one)
+    assert one.call(crew.is_filled_with, 0, HALF, OTHER_FILL)
+    assert one.call(crew.is_filled_with, HALF, HALF, FILL)
 
 
 def watch(state):
