@@ -93,12 +93,11 @@ def bounds(state, nr_pages):
     return os.getpid(), state.start, state.start + nr_pages * PAGE
 
 
-@pytest.mark.parametrize("advise", ["madvise", "prctl"])
-def test_merge_time(ksmd, child, advise):
+def test_merge_time(ksmd, child):
     nr_pages = 8 * MIB_PAGES
     ksmd.write("pages_to_scan", nr_pages)
     one = child()
-    one.call(map_and_fill, nr_pages, FILL, advise)
+    one.call(map_and_fill, nr_pages, FILL, "madvise")
     merge(ksmd)
     assert_merged_in_full(ksmd, one, nr_pages)
 
@@ -125,14 +124,14 @@ def test_merge_time_with_huge_pages(ksmd, child):
     assert_merged_in_full(ksmd, one, nr_huge * HUGE // PAGE)
 
 
-@pytest.mark.parametrize("advise", ["madvise", "prctl"])
-def test_unmerge_time(ksmd, child, advise):
+def test_unmerge_time(ksmd, child):
     nr_pages = 8 * MIB_PAGES
     one = child()
-    one.call(map_and_fill, nr_pages, FILL, advise)
+    one.call(map_and_fill, nr_pages, FILL, "madvise")
     merge(ksmd)
     assert_merged_in_full(ksmd, one, nr_pages)
     one.call(crew.advise, 0, nr_pages, ksmemu.MADV_UNMERGEABLE)
+    merge(ksmd, scans=1)
     assert shared_and_sharing(ksmd) == (0, 0)
     found = procmaps.recount([one.call(bounds, nr_pages)])
     assert (found.merged, found.zero, found.own) == (0, 0, nr_pages)
