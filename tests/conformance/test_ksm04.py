@@ -24,10 +24,10 @@ def test_ksm04(ksmd, child):
         children = []
         for number in range(3):
             cpu = usable[number % len(usable)]
-            cpuset = stack.enter_context(cpuset_group(f"ksmemu-ksm04-{os.getpid()}-{number}", cpu))
+            cpuset = stack.enter_context(cpuset_group(f"ksmemu-ksm04-{number}", cpu, memory))
             one = stack.enter_context(child())
             cpuset.add(one.pid)
-            memory.add(one.pid)
+            assert one.pid in cpuset.members()
             one.call(map_in_units, SIZE, MIB, number)
             assert os.sched_getaffinity(one.pid) == {cpu}
             children.append(one)

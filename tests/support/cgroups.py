@@ -8,31 +8,36 @@ import pytest
 
 from tests.support.waiting import wait_until
 
-_V1, _V2 = Path("/sys/fs/cgroup/{}"), Path("/sys/fs/cgroup")
+_ROOT = Path("/sys/fs/cgroup")
 
 
 class Group:
-    """One group of one controller ("memory", "cpuset"); below the root, removed by close()."""
+    """A group with one controller ("memory", "cpuset"), below the root or below another group of a test.
 
-    def __init__(self, controller, name):
-        root = Path(str(_V1).format(controller))
-        self.is_v1 = (root / "cgroup.procs").exists()
-        self._enabled = None
+    In version 1 each controller has groups of its own; in version 2 a process is in one group, and what holds
+    above it holds for it.
+    """
+
+    def __init__(self, controller, name, below=None):
+        self.root = _ROOT / controller
+        self.is_v1 = (self.root / "cgroup.procs").exists()
+        self._below, self._undo = below, []
         if not self.is_v1:
-            root = _V2
-            self._enable(controller)
-        self.root = root
-        self.folder = root / name
+            self.root = _ROOT
+            self._enable(controller, _ROOT)
+            if below is not None:
+                self._enable(controller, below.folder)
+        self.folder = (self.root if below is None or self.is_v1 else below.folder) / name
         self.folder.mkdir()
 
-    def _enable(self, controller):
-        """Version 2: let children of the root have the controller."""
-        available, control = _V2 / "cgroup.controllers", _V2 / "cgroup.subtree_control"
-        if not available.exists() or controller not in available.read_text().split():
+    def _enable(self, controller, folder):
+        """Version 2: let children of a group have the controller."""
+        if controller not in _words(folder / "cgroup.controllers"):
             pytest.skip(f"the kernel offers no {controller} controller here")
-        if controller not in control.read_text().split():
+        control = folder / "cgroup.subtree_control"
+        if controller not in _words(control):
             control.write_text(f"+{controller}")
-            self._enabled = control, f"-{controller}"
+            self._undo.insert(0, (control, f"-{controller}"))
 
     def write(self, name, value):
         (self.folder / name).write_text(str(value))
@@ -41,6 +46,8 @@ class Group:
         return (self.folder / name).read_text()
 
     def add(self, pid):
+        if self.is_v1 and self._below is not None:
+            self._below.add(pid)
         self.write("cgroup.procs", pid)
 
     def members(self):
@@ -49,8 +56,7 @@ class Group:
     def close(self):
         """Remove the group, as soon as its processes are dead."""
         wait_until(self._is_removed, what="the end of a control group")
-        if self._enabled:
-            control, back = self._enabled
+        for control, back in self._undo:
             control.write_text(back)
 
     def _is_removed(self):
@@ -61,6 +67,10 @@ class Group:
                 raise
             return False
         return True
+
+
+def _words(file):
+    return file.read_text().split() if file.exists() else []
 
 
 @contextlib.contextmanager
@@ -80,9 +90,9 @@ def times_at_limit(group):
 
 
 @contextlib.contextmanager
-def cpuset_group(name, cpu):
-    """Yield a group whose processes run on one processor, with the memory of every node."""
-    with contextlib.closing(Group("cpuset", name)) as group:
+def cpuset_group(name, cpu, below):
+    """Yield a group whose processes run on one processor, with memory of every node, and as below says."""
+    with contextlib.closing(Group("cpuset", name, below)) as group:
         group.write("cpuset.cpus", cpu)
         if group.is_v1:  # in version 2 it is inherited
             group.write("cpuset.mems", (group.root / "cpuset.mems").read_text())
