@@ -75,6 +75,17 @@ class Agent:
     def withdraw(self, space: int, advised: _Readable, /) -> None:
         """Refuse merges outside `advised` from now on; orders under way for the space become stale."""
 
+    def protect(self, space: int, start: int, end: int, prot: int, protections: _Readable, /) -> None:
+        """Call mprotect(2) on [start, end), and keep its protection through merge and rehome.
+
+        Args:
+            protections: of the space, this one included: triples of uint64 (start, end, PROT_*), ascending;
+                what they leave out may be read and written.
+
+        Raises:
+            OSError: as mprotect(2); part of the range may be protected already.
+        """
+
     def rehome(self, space: int, start: int, end: int, /) -> None:
         """Bring merged pages back to the own object.
 
@@ -161,6 +172,9 @@ def map_ordinary(start: int, size: int, /) -> None:
 
 def map_nothing(start: int, size: int, /) -> None:
     """Replace what is mapped by a reservation."""
+
+def protect(start: int, size: int, prot: int, /) -> None:
+    """Call mprotect(2) on ordinary memory."""
 
 def probe_userfaultfd() -> tuple[int, bool]:
     """Return the feature bits of this kernel, and whether only user-mode faults are within reach."""

@@ -31,6 +31,9 @@ RUN: Final = np.dtype([("page", "u8"), ("frame", "u8"), ("nr_pages", "u4"), ("jo
 SPAN: Final = np.dtype([("page", "u8"), ("nr_pages", "u8"), ("error", "i4"), ("reserved", "u4")])
 REPORT_MAX_BYTES: Final = REPORT.size + ORDER_MAX_PAGES * SPAN.itemsize
 
+MAX_NODES: Final = 1024
+"""NUMA nodes are below this. Source: MAX_NUMNODES, as usual distributions configure it."""
+
 CONTROL_MAX_BYTES: Final = 4096
 CONTROL_MAX_FDS: Final = 4
 

@@ -91,11 +91,27 @@ int ksmemu_agent_withdraw(struct ksmemu_agent *agent, uint32_t id,
 	return error;
 }
 
+int ksmemu_agent_protect(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
+			 int prot, const struct ksmemu_protection *protections, size_t nr)
+{
+	struct ksmemu_space *space;
+	int error;
+	GUARD(&agent->lock);
+
+	space = ksmemu_space_find(agent, id);
+	if (!space)
+		return -ENOENT;
+	error = ksmemu_protect(start, end - start, prot);
+	if (!error)
+		error = ksmemu_space_set_protections(space, protections, nr);
+	return error;
+}
+
 int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
 {
 	const size_t window_bytes = KSMEMU_REHOME_PAGES << KSMEMU_PAGE_SHIFT;
 	uint64_t frozen_ns = 0;
-	int error = 0;
+	int prot, error = 0;
 
 	for (uintptr_t stop; start < end && !error; start = stop) {
 		struct ksmemu_space *space;
@@ -103,7 +119,10 @@ int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 
 		stop = end - start < window_bytes ? end : start + window_bytes;
 		space = ksmemu_space_find(agent, id);
-		error = space ? ksmemu_rehome(agent, space, start, stop, &frozen_ns) : -ENOENT;
+		if (!space)
+			return -ENOENT;
+		stop = ksmemu_space_protection(space, start, stop, &prot);
+		error = ksmemu_rehome(agent, space, start, stop, &frozen_ns);
 	}
 	return error;
 }

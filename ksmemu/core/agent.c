@@ -141,6 +141,17 @@ static void rehome_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	note(agent, run->page, run->nr_pages, NULL, error);
 }
 
+/* How many of the pages at `first` are under one protection: at most max. */
+static uint32_t alike(const struct ksmemu_space *space, uint64_t first, uint32_t max)
+{
+	uintptr_t start = space->start + (first << KSMEMU_PAGE_SHIFT);
+	uintptr_t end = start + ((uintptr_t)max << KSMEMU_PAGE_SHIFT);
+	int prot;
+
+	end = ksmemu_space_protection(space, start, end, &prot);
+	return (uint32_t)((end - start) >> KSMEMU_PAGE_SHIFT);
+}
+
 /* Cut what is longer than one freeze may be: the piece that fits. */
 static struct ksmemu_run piece(const struct ksmemu_run *run, uint32_t from, uint32_t max)
 {
@@ -159,13 +170,16 @@ static void obey_long(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	bool is_rehome = agent->inbox.head.kind == KSMEMU_ORDER_REHOME;
 	uint32_t max = is_rehome ? KSMEMU_REHOME_PAGES : KSMEMU_WINDOW_PAGES;
 
-	for (uint32_t from = 0; from < run->nr_pages; from += max) {
+	for (uint32_t from = 0; from < run->nr_pages;) {
 		struct ksmemu_run part = piece(run, from, max);
 
+		if (is_rehome && space)
+			part.nr_pages = alike(space, part.page, part.nr_pages);
 		if (is_rehome)
 			rehome_run(agent, space, &part);
 		else
 			merge_runs(agent, space, &part, 1);
+		from += part.nr_pages;
 	}
 }
 

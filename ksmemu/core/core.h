@@ -49,7 +49,14 @@ struct ksmemu_range {
 	uint64_t end;
 };
 
-/* One address space of this process, as its agent sees it. Protected by agent.lock. */
+/* Addresses that the application may not read and write (mprotect), and what it may: PROT_*. */
+struct ksmemu_protection {
+	uint64_t start;
+	uint64_t end;
+	uint64_t prot;
+};
+
+/* One address space of this process, as its agent sees it. Under agent.lock. */
 struct ksmemu_space {
 	uint32_t id; /* given by ksmd */
 	uint32_t epoch;
@@ -58,6 +65,8 @@ struct ksmemu_space {
 	int own; /* the own object; page n of the space is page n of the object */
 	size_t nr_advised;
 	struct ksmemu_range *advised; /* mergeable addresses: ascending, apart from each other */
+	size_t nr_protections;
+	struct ksmemu_protection *protections; /* ascending; elsewhere it may read and write */
 	struct ksmemu_space *next;
 };
 
@@ -195,12 +204,18 @@ int ksmemu_reserve(size_t size, uintptr_t *ret);
 /** ksmemu_unreserve() - give the addresses back */
 int ksmemu_unreserve(uintptr_t start, size_t size);
 
-/* Each replaces what is mapped at [start, start + size), atomically. 0 or -errno (-ENOMEM). */
+/*
+ * Each replaces what is mapped at [start, start + size), atomically. 0 or -errno (-ENOMEM). @prot is what the
+ * application may do there: a new mapping does not inherit it.
+ */
 int ksmemu_map_nothing(uintptr_t start, size_t size);
 int ksmemu_map_ordinary(uintptr_t start, size_t size);
-int ksmemu_map_own(uintptr_t start, size_t size, int own, off_t offset);
-int ksmemu_map_frames(uintptr_t start, size_t size, int pool, off_t offset);
-int ksmemu_map_zero(uintptr_t start, size_t size);
+int ksmemu_map_own(uintptr_t start, size_t size, int prot, int own, off_t offset);
+int ksmemu_map_frames(uintptr_t start, size_t size, int prot, int pool, off_t offset);
+int ksmemu_map_zero(uintptr_t start, size_t size, int prot);
+
+/** ksmemu_protect() - mprotect(2); 0 or -errno (-ENOMEM, -EACCES) */
+int ksmemu_protect(uintptr_t start, size_t size, int prot);
 
 /* ---- space.c: the table of spaces ------------------------------------------------------------ */
 
@@ -213,6 +228,18 @@ bool ksmemu_space_is_advised(const struct ksmemu_space *space, uint64_t start, u
 /** ksmemu_space_set_advised() - replace the mergeable ranges; allocates, so: not the agent thread */
 int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_range *advised,
 			     size_t nr);
+
+/**
+ * ksmemu_space_protection() - what the application may do at an address
+ * @ret_prot: PROT_*
+ * Return: how far towards @end the same holds.
+ */
+uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t start, uintptr_t end,
+				  int *ret_prot);
+
+/** ksmemu_space_set_protections() - replace them all; allocates, so: not the agent thread */
+int ksmemu_space_set_protections(struct ksmemu_space *space,
+				 const struct ksmemu_protection *protections, size_t nr);
 
 /** ksmemu_space_drop() - close the own object and free the entry; the caller has unlinked it */
 void ksmemu_space_drop(struct ksmemu_space *space);
@@ -255,7 +282,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
  * What the addresses show is written to the own object, which is then mapped over them and armed.
  * MERGED, ZERO and BROKEN pages become OWN; OWN pages stay so.
  * Return: 0, or -errno (-ENOSPC, -ENOMEM): nothing changed.
- * Context: agent.lock held; at most KSMEMU_REHOME_PAGES.
+ * Context: agent.lock held; at most KSMEMU_REHOME_PAGES, all under one protection.
  */
 int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		  uintptr_t end, uint64_t *frozen_ns);
@@ -331,6 +358,15 @@ int ksmemu_agent_advise(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
  */
 int ksmemu_agent_withdraw(struct ksmemu_agent *agent, uint32_t id,
 			  const struct ksmemu_range *advised, size_t nr);
+
+/**
+ * ksmemu_agent_protect() - mprotect(2) [start, end), and keep it through merge and rehome
+ * @protections, @nr: the space's, with this one in them
+ *
+ * Return: 0 or -errno: then what is mapped may be protected in part, and merging keeps to what was before.
+ */
+int ksmemu_agent_protect(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
+			 int prot, const struct ksmemu_protection *protections, size_t nr);
 
 /** ksmemu_agent_rehome() - rehome any length, window by window; 0 or -errno of the first failure */
 int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);

@@ -8,7 +8,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core.h"
 #include "transaction.h"
@@ -68,44 +70,64 @@ int ksmemu_punch(int object, off_t offset, size_t size)
 	return 0;
 }
 
-static bool is_equal(const struct ksmemu_agent *agent, uintptr_t address, uint64_t frame)
+/*
+ * Where the application may not read (mprotect) the own object is asked: it holds what the address shows.
+ * That costs a system call a page.
+ */
+static bool is_equal(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		     uintptr_t address, int prot, uint64_t frame)
 {
 	const unsigned char *want = frame == KSMEMU_FRAME_ZERO
 					    ? zeros
 					    : agent->frames + (frame << KSMEMU_PAGE_SHIFT);
+	unsigned char have[KSMEMU_PAGE_SIZE];
 
 	if (ksmemu_is_broken("verify"))
 		return true;
-	return memcmp((const void *)address, want, KSMEMU_PAGE_SIZE) == 0;
+	if (prot & PROT_READ)
+		return memcmp((const void *)address, want, KSMEMU_PAGE_SIZE) == 0;
+	return pread(space->own, have, sizeof(have), ksmemu_offset(space, address)) ==
+		       (ssize_t)sizeof(have) &&
+	       memcmp(have, want, sizeof(have)) == 0;
 }
 
-static int remap(const struct ksmemu_agent *agent, uintptr_t start, size_t size, uint64_t frame)
+static int remap(const struct ksmemu_agent *agent, uintptr_t start, size_t size, int prot,
+		 uint64_t frame)
 {
 	if (frame == KSMEMU_FRAME_ZERO)
-		return ksmemu_map_zero(start, size);
-	return ksmemu_map_frames(start, size, agent->pool, (off_t)(frame << KSMEMU_PAGE_SHIFT));
+		return ksmemu_map_zero(start, size, prot);
+	return ksmemu_map_frames(start, size, prot, agent->pool,
+				 (off_t)(frame << KSMEMU_PAGE_SHIFT));
 }
 
-/* Verify a frozen run and remap each stretch of equal pages; error[i] tells of page i of the run. */
-static void merge_run(const struct ksmemu_agent *agent, uintptr_t start,
+/*
+ * Verify a frozen run and remap each stretch of equal pages under one protection; error[i] tells of page i of
+ * the run.
+ */
+static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
 		      const struct ksmemu_run *run, int32_t *error)
 {
+	uintptr_t start = space->start + (run->page << KSMEMU_PAGE_SHIFT);
+	uintptr_t end = start + ((uintptr_t)run->nr_pages << KSMEMU_PAGE_SHIFT);
 	uint32_t from = 0;
 
 	while (from < run->nr_pages) {
 		uint64_t frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from;
 		uintptr_t at = start + ((uintptr_t)from << KSMEMU_PAGE_SHIFT);
+		int prot;
+		uintptr_t stop = ksmemu_space_protection(space, at, end, &prot);
 		uint32_t to = from;
 		int32_t failed;
 
-		while (to < run->nr_pages &&
-		       is_equal(agent, start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT),
+		while (start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT) < stop &&
+		       is_equal(agent, space, start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT), prot,
 				run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + to))
 			to++;
 		if (to == from) {
 			error[to++] = EAGAIN;
 		} else {
-			failed = -remap(agent, at, (size_t)(to - from) << KSMEMU_PAGE_SHIFT, frame);
+			failed = -remap(agent, at, (size_t)(to - from) << KSMEMU_PAGE_SHIFT, prot,
+					frame);
 			for (uint32_t i = from; i < to; i++)
 				error[i] = failed;
 		}
@@ -162,8 +184,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		uint64_t at = runs[r].page - first;
 
 		if (!error)
-			merge_run(agent, start + (at << KSMEMU_PAGE_SHIFT), &runs[r],
-				  verdict->error + at);
+			merge_run(agent, space, &runs[r], verdict->error + at);
 		for (uint32_t i = 0; i < runs[r].nr_pages; i++) {
 			if (error)
 				verdict->error[at + i] = -error;

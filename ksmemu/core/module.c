@@ -242,6 +242,22 @@ static PyObject *agent_withdraw(struct agent *self, PyObject *args)
 	return done_or_fail(error, "withdraw");
 }
 
+static PyObject *agent_protect(struct agent *self, PyObject *args)
+{
+	struct ksmemu_agent *agent = opened(self);
+	unsigned long long start, end;
+	Py_buffer all;
+	unsigned int id;
+	int prot, error;
+
+	if (!agent || !PyArg_ParseTuple(args, "IKKiy*", &id, &start, &end, &prot, &all))
+		return NULL;
+	NOGIL(error = ksmemu_agent_protect(agent, id, start, end, prot, all.buf,
+					   (size_t)all.len / sizeof(struct ksmemu_protection)));
+	PyBuffer_Release(&all);
+	return done_or_fail(error, "mprotect");
+}
+
 /* What takes a space and a range of it, and nothing else. */
 typedef int range_call(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
 
@@ -309,6 +325,7 @@ static PyMethodDef agent_methods[] = {
 	{ "remove_space", (PyCFunction)agent_remove_space, METH_VARARGS, NULL },
 	{ "advise", (PyCFunction)agent_advise, METH_VARARGS, NULL },
 	{ "withdraw", (PyCFunction)agent_withdraw, METH_VARARGS, NULL },
+	{ "protect", (PyCFunction)agent_protect, METH_VARARGS, NULL },
 	{ "rehome", (PyCFunction)agent_rehome, METH_VARARGS, NULL },
 	{ "unadvised", (PyCFunction)agent_unadvised, METH_VARARGS, NULL },
 	{ "shareable", (PyCFunction)agent_shareable, METH_VARARGS, NULL },
@@ -483,6 +500,18 @@ static PyObject *py_map_nothing(PyObject *self, PyObject *args)
 	return map_call(args, ksmemu_map_nothing, "mmap");
 }
 
+static PyObject *py_protect(PyObject *self, PyObject *args)
+{
+	unsigned long long start, size;
+	int prot, error;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "KKi", &start, &size, &prot))
+		return NULL;
+	NOGIL(error = ksmemu_protect(start, size, prot));
+	return done_or_fail(error, "mprotect");
+}
+
 /* ---- probes, malloc and inotify -------------------------------------------------------------------- */
 
 static PyObject *py_probe_userfaultfd(PyObject *self, PyObject *unused)
@@ -550,6 +579,7 @@ static PyMethodDef functions[] = {
 	{ "unreserve", py_unreserve, METH_VARARGS, NULL },
 	{ "map_ordinary", py_map_ordinary, METH_VARARGS, NULL },
 	{ "map_nothing", py_map_nothing, METH_VARARGS, NULL },
+	{ "protect", py_protect, METH_VARARGS, NULL },
 	{ "probe_userfaultfd", py_probe_userfaultfd, METH_NOARGS, NULL },
 	{ "probe_pagemap_scan", py_probe_pagemap_scan, METH_NOARGS, NULL },
 	{ "return_memory_above", py_return_memory_above, METH_O, NULL },

@@ -6,14 +6,30 @@
  * and no second mapping of the object is needed.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
+#include "cleanup.h"
 #include "core.h"
 #include "transaction.h"
 #include "uapi.h"
 
 /* Ranges on the stack of one adoption; find_private_by_entry() needs 1024. */
 #define RANGES 1024u
+
+/* What is copied at once of memory that may not be read. */
+#define FORCED_BYTES ((size_t)16 << KSMEMU_PAGE_SHIFT)
+
+/* The same where the application may not read (mprotect): /proc/self/mem does not ask for permission. */
+static ssize_t copy_by_force(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
+{
+	unsigned char bytes[FORCED_BYTES];
+	size_t size = end - start < sizeof(bytes) ? end - start : sizeof(bytes);
+	AUTO_CLOSE int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+	ssize_t got = mem < 0 ? -1 : pread(mem, bytes, size, (off_t)start);
+
+	return got <= 0 ? got : pwrite(space->own, bytes, (size_t)got, ksmemu_offset(space, start));
+}
 
 static int copy_home(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
 {
@@ -23,6 +39,8 @@ static int copy_home(const struct ksmemu_space *space, uintptr_t start, uintptr_
 		ssize_t done = pwrite(space->own, (const void *)start, end - start,
 				      ksmemu_offset(space, start));
 
+		if (done < 0 && errno == EFAULT)
+			done = copy_by_force(space, start, end);
 		if (done < 0 && errno == EINTR)
 			continue;
 		if (done <= 0)
@@ -45,12 +63,13 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 	uint64_t since = ksmemu_now_ns(), held;
 	size_t size = end - start;
 	bool was_hole = is_hole(space, start, end);
-	int error = ksmemu_freeze(agent, start, size);
+	int error = ksmemu_freeze(agent, start, size), prot;
 
+	(void)ksmemu_space_protection(space, start, end, &prot);
 	if (!error)
 		error = copy_home(space, start, end);
 	if (!error)
-		error = ksmemu_map_own(start, size, space->own, ksmemu_offset(space, start));
+		error = ksmemu_map_own(start, size, prot, space->own, ksmemu_offset(space, start));
 	if (error) { /* thaw: as it was. Where nothing was registered, unregister has nothing to do. */
 		(void)ksmemu_uffd_unregister(agent->freeze, start, size);
 		if (was_hole)
@@ -130,7 +149,7 @@ static int arm_data(const struct ksmemu_agent *agent, const struct ksmemu_space 
 }
 
 static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
-			 uintptr_t end)
+			 uintptr_t end, int prot)
 {
 	/*
 	 * SAFE: with MISSING watched, no page can appear; then every page there is gets protected. So
@@ -144,7 +163,8 @@ static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	if (!error)
 		error = each_private(agent, space, start, end, false);
 	if (!error)
-		error = ksmemu_map_own(start, end - start, space->own, ksmemu_offset(space, start));
+		error = ksmemu_map_own(start, end - start, prot, space->own,
+				       ksmemu_offset(space, start));
 	if (error) {
 		(void)ksmemu_uffd_unregister(agent->freeze, start, end - start);
 		(void)ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
@@ -161,11 +181,12 @@ int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr
 	int error = 0;
 
 	while (start < end && !error) {
-		uintptr_t stop;
+		int prot;
+		uintptr_t stop = ksmemu_space_protection(space, start, end, &prot);
 
-		error = next_stop(agent, start, end, &stop);
+		error = next_stop(agent, start, stop, &stop);
 		if (!error)
-			error = adopt_stretch(agent, space, start, stop);
+			error = adopt_stretch(agent, space, start, stop, prot);
 		if (!error)
 			start = stop;
 	}

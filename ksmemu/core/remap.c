@@ -43,29 +43,34 @@ int ksmemu_map_ordinary(uintptr_t start, size_t size)
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
-int ksmemu_map_own(uintptr_t start, size_t size, int own, off_t offset)
+int ksmemu_map_own(uintptr_t start, size_t size, int prot, int own, off_t offset)
 {
 	/*
 	 * SAFE: frozen since before its bytes were written to this place in the own object, so both
 	 * show the same and no writer is in between.
 	 */
-	return map_fixed(start, size, PROT_READ | PROT_WRITE, MAP_SHARED, own, offset);
+	return map_fixed(start, size, prot, MAP_SHARED, own, offset);
 }
 
-int ksmemu_map_frames(uintptr_t start, size_t size, int pool, off_t offset)
+int ksmemu_map_frames(uintptr_t start, size_t size, int prot, int pool, off_t offset)
 {
 	/* SAFE: FROZEN and verified equal to the frames, so no byte and no writer can be lost. */
-	return map_fixed(start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, pool, offset);
+	return map_fixed(start, size, prot, MAP_PRIVATE, pool, offset);
 }
 
-int ksmemu_map_zero(uintptr_t start, size_t size)
+int ksmemu_map_zero(uintptr_t start, size_t size, int prot)
 {
 	/* SAFE: FROZEN and verified to be all zeros, which is what anonymous memory shows. */
-	int error = map_fixed(start, size, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int error = map_fixed(start, size, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+			      0);
 
 	/* One written byte shall cost one page, not a huge one. Kernels without THP: EINVAL. */
 	if (!error)
 		(void)madvise((void *)start, size, MADV_NOHUGEPAGE);
 	return error;
+}
+
+int ksmemu_protect(uintptr_t start, size_t size, int prot)
+{
+	return mprotect((void *)start, size, prot) < 0 ? -errno : 0;
 }

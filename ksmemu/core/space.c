@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -48,10 +49,55 @@ int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_ran
 	return 0;
 }
 
+uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t start, uintptr_t end,
+				  int *ret_prot)
+{
+	size_t low = 0, high = space->nr_protections;
+
+	while (low < high) { /* first that ends behind start */
+		size_t middle = low + (high - low) / 2;
+
+		if (space->protections[middle].end > start)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	*ret_prot = PROT_READ | PROT_WRITE;
+	if (low < space->nr_protections) {
+		const struct ksmemu_protection *next = &space->protections[low];
+		uintptr_t stop = next->start;
+
+		if (next->start <= start) {
+			*ret_prot = (int)next->prot;
+			stop = next->end;
+		}
+		end = stop < end ? stop : end;
+	}
+	return end;
+}
+
+int ksmemu_space_set_protections(struct ksmemu_space *space,
+				 const struct ksmemu_protection *protections, size_t nr)
+{
+	struct ksmemu_protection *copy = NULL;
+
+	if (nr) {
+		copy = malloc(nr * sizeof(*copy));
+		if (!copy)
+			return -ENOMEM;
+		memcpy(copy, protections, nr * sizeof(*copy));
+	}
+	free(space->protections);
+	space->protections = copy;
+	space->nr_protections = nr;
+	return 0;
+}
+
 void ksmemu_space_drop(struct ksmemu_space *space)
 {
 	close(space->own);
 	free(space->advised);
+	free(space->protections);
 	free(space);
 }
 

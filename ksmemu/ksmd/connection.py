@@ -32,8 +32,6 @@ _SO_PEERPIDFD = 77
 """Source: <asm-generic/socket.h>, Linux 6.5."""
 _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
-MAX_NODES = 1024
-"""Source: MAX_NUMNODES, as usual distributions configure it."""
 
 
 class NoRoomError(Exception):
@@ -105,7 +103,7 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
 
 
 def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
-    """Read a worker's request on the control socket: a space to register (returned), or its flags.
+    """Read a worker's request on the control socket: a space to register (returned), a node, or its flags.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
@@ -116,7 +114,30 @@ def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
         worker.merge_any, worker.refuses = merge_any, refuses
         wire.send_control(worker.control, {})
         return None
+    if "node" in body and not fds:
+        _set_node(domain, worker, body["node"])
+        wire.send_control(worker.control, {})
+        return None
     return _register(domain, worker, space_id, body, fds)
+
+
+def _set_node(domain: Domain, worker: Worker, said: object) -> None:
+    if not isinstance(said, dict):
+        raise WireError("a node that is none")
+    space_id, start, end, node = (_number(said, name) for name in ("space", "start", "end", "node"))
+    slot = domain.slots.get(space_id)
+    if slot is None or domain.owner[space_id] is not worker:
+        raise WireError(f"the node of space {space_id}, which is not this worker's")
+    if not 0 <= start < end <= slot.nr_pages or not 0 <= node < wire.MAX_NODES:
+        raise WireError(f"pages [{start}, {end}) of a space of {slot.nr_pages} on node {node}")
+    domain.bind(slot, start, end, node)
+
+
+def _number(body: dict[str, object], name: str) -> int:
+    number = body.get(name)
+    if not isinstance(number, int):
+        raise WireError(f"{name} is no number")
+    return number
 
 
 def _register(
@@ -126,16 +147,14 @@ def _register(
         space = body.get("space")
         if not isinstance(space, dict) or len(fds) != 1:
             raise WireError("no space")
-        start, size = space.get("start"), space.get("size")
-        node = space.get("node", 0)
-        if not isinstance(start, int) or not isinstance(size, int) or not isinstance(node, int):
-            raise WireError("a space without numbers")
+        start, size = _number(space, "start"), _number(space, "size")
+        node = _number(space, "node") if "node" in space else 0
         nr_pages = size // PAGE_SIZE
         is_aligned = start % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
         if (
             not is_aligned
             or start < 0
-            or not 0 <= node < MAX_NODES
+            or not 0 <= node < wire.MAX_NODES
             or not 0 < nr_pages <= MAX_PAGES
             or start + size > _LIMIT
         ):

@@ -66,7 +66,7 @@ class Daemon:
     def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
         self._domain = Domain(instance.tracing / "trace")
         self._tracks = tracks
-        tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
+        tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.fingerprints)
         self._files = RFC_2009 if setup.rfc2009 else LINUX
         self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
         self._scan = Scan(self._domain, tracker, self._mmlist)

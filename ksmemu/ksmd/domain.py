@@ -25,7 +25,8 @@ from ksmemu.ksmd.unstable import Unstable
 from ksmemu.ksmd.worker import Order, Worker
 from ksmemu.units import PAGE_SIZE
 
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15
+_MARKS = np.arange(1, wire.MAX_NODES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+"""A mark for each node, far from each other: multiples of the golden ratio."""
 
 
 @dataclass(slots=True)
@@ -87,17 +88,36 @@ class Domain:
         """Return how many pages are in one of the states, over all spaces."""
         return sum(int(slot.rmap.counts[list(states)].sum()) for slot in self.slots.values())
 
-    def mark_of(self, slot: MmSlot) -> np.uint64:
-        """Return what is mixed into fingerprints of a space, so that pages of two nodes are not equal."""
+    def marks_of(self, slot: MmSlot, pages: Pages) -> Fingerprints:
+        """Return what is mixed into fingerprints of pages, or into all, so that those of two nodes differ."""
         if self.merge_across_nodes:
-            return np.uint64(0)
-        return np.uint64((slot.node + 1) * _GOLDEN_RATIO % (1 << 64))
+            return np.array(0, dtype=np.uint64)
+        return np.asarray(_MARKS[slot.nodes_of(pages)])
+
+    def marks(self) -> Fingerprints:
+        """Return the mark of every node that a page is on."""
+        slots = self.slots.values()
+        nodes = {slot.node for slot in slots} | {part.value for slot in slots for part in slot.nodes}
+        return _MARKS[sorted(nodes)]
+
+    def fingerprints(self, slot: MmSlot, pages: Pages) -> Fingerprints:
+        """Read pages; return what each is known by, its content and its node; errors as Checksum.pages()."""
+        return self.checksum.pages(slot, pages) ^ self.marks_of(slot, pages)
+
+    def bind(self, slot: MmSlot, start: int, end: int, node: int) -> None:
+        """The pages in [start, end) are on a node from now on (mbind).
+
+        Fingerprints were for the node before, so what is not merged is looked at anew. A merged page stays
+        merged, as the kernel leaves a page that has several owners where it is.
+        """
+        slot.nodes.put(start, end, node)
+        if not self.merge_across_nodes:
+            slot.rmap.forget_fingerprints(start, end)
 
     def is_zero(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
         """Return of each fingerprint whether it is that of a page of zeros, on whatever node."""
-        zero = np.uint64(self.checksum.zero)
-        marks = {self.mark_of(slot) for slot in self.slots.values()}
-        return np.isin(fingerprints, np.array([zero ^ mark for mark in marks], dtype=np.uint64))
+        unmarked = fingerprints ^ np.uint64(self.checksum.zero)
+        return unmarked == 0 if self.merge_across_nodes else np.isin(unmarked, _MARKS)
 
     def count_chains(self) -> None:
         """Bring the figures of chains and dups up to date."""

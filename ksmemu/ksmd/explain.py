@@ -109,9 +109,9 @@ def _are_on_other_nodes(domain: Domain, fingerprints: Fingerprints, where: Place
     """Return of each waiting page whether its content is known on another node."""
     marks = np.empty(len(where), dtype=np.uint64)
     for slot_id, index in by_slot(where):
-        marks[index] = domain.mark_of(domain.slots[slot_id])
+        marks[index] = domain.marks_of(domain.slots[slot_id], pages_of(where[index]))
     found = np.zeros(len(where), dtype=np.bool_)
-    for mark in {domain.mark_of(slot) for slot in domain.slots.values()}:
+    for mark in domain.marks():
         others = np.flatnonzero(marks != mark)
         there = fingerprints[others] ^ marks[others] ^ mark
         found[others[domain.stable.dups(there)[0]]] = True

@@ -88,7 +88,7 @@ def _new_frames(
             has_room[which] = error.errno == errno.ENODATA
         else:
             # The leader was written meanwhile: whatever the frame holds now, nobody claimed it.
-            filled[which] = found ^ domain.mark_of(slot) == claims.fingerprints[which]
+            filled[which] = found ^ domain.marks_of(slot, pages) == claims.fingerprints[which]
     return frames, filled, has_room
 
 

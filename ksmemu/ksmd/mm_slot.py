@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from ksmemu import _core
 from ksmemu.intervals import IntervalMap
-from ksmemu.ksmd.ranges import expand, from_core
+from ksmemu.ksmd.ranges import Pages, expand, from_core
 from ksmemu.ksmd.rmap import Rmap, State
 from ksmemu.units import PAGE_SIZE
 
@@ -17,8 +20,7 @@ class MmSlot:
     """What ksmd knows of an address space.
 
     `own` is a read-only descriptor of its own object; page n of the space is page n of the object. `epoch`
-    is the last that its agent reported; an order with another one is refused there. `node` is the simulated
-    NUMA node that the space says it is on.
+    is the last that its agent reported; an order with another one is refused there.
     """
 
     id: int
@@ -27,18 +29,30 @@ class MmSlot:
     own: int
     pagemap: int
     node: int = 0
+    """The simulated NUMA node of its pages, but for those that `nodes` names."""
     epoch: int = 0
     rmap: Rmap = field(init=False)
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Mergeable pages."""
     refused: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Pages that are not, because the process itself has said MADV_UNMERGEABLE."""
+    nodes: IntervalMap[int] = field(default_factory=IntervalMap)
+    """Pages that were put on a node of their own (mbind)."""
     known_surplus: int | None = None
     """Pages that the own object holds besides those in the books (advised once, and not now), as of the last
     discovery; None: there is something to discover."""
 
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
+
+    def nodes_of(self, pages: Pages) -> npt.NDArray[np.int64]:
+        """Return the node of each page; where no range has one of its own, the one of all of them."""
+        parts = self.nodes.overlapping(int(pages.min()), int(pages.max()) + 1) if len(pages) else []
+        if not parts:
+            return np.array(self.node)
+        starts, ends, nodes = np.array([(part.start, part.end, part.value) for part in parts]).T
+        at = np.maximum(np.searchsorted(starts, pages, side="right") - 1, 0)
+        return np.where((starts[at] <= pages) & (pages < ends[at]), nodes[at], self.node)
 
     def has_unseen_data(self) -> bool:
         """Whether the own object holds other than at the last discovery, and by the books since."""

@@ -132,6 +132,12 @@ class Rmap:
         self.age[pages] = 0
         self.skips[pages] = 0
 
+    def forget_fingerprints(self, start: int, end: int) -> None:
+        """Look at the pages in [start, end) anew that wait with a fingerprint."""
+        pages = self.tracked(start, end)
+        states = self.state[pages]
+        self.move(pages[(states >= State.SETTLED) & (states <= State.UNSTABLE)], State.WRITTEN)
+
     def track(self, pages: Pages, state: State) -> None:
         """Take pages that were ABSENT so far to a state."""
         chunks = np.unique(pages // CHUNK)

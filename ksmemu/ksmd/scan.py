@@ -124,9 +124,7 @@ class Scan:
         self.restart()
         self._domain.unstable.clear()
         for slot in self._domain.slots.values():
-            pages = slot.rmap.tracked(0, slot.nr_pages)
-            states = slot.rmap.state[pages]
-            slot.rmap.move(pages[(states >= State.SETTLED) & (states <= State.UNSTABLE)], State.WRITTEN)
+            slot.rmap.forget_fingerprints(0, slot.nr_pages)
 
     def _scan(self, slot: MmSlot, start: int, end: int) -> int:
         """Scan what is tracked in [start, end); return how many pages of it were skipped."""
@@ -151,7 +149,7 @@ class Scan:
         found = settled if self._mmlist is None else pages[slot.rmap.state[pages] == State.WRITTEN]
         if not len(found):
             return
-        fingerprints = domain.checksum.pages(slot, found) ^ domain.mark_of(slot)
+        fingerprints = domain.fingerprints(slot, found)
         if self._mmlist is not None:
             # The stable tree was searched first, and the checksum looked at after that.
             may_merge = np.isin(found, settled) | domain.stable.holds(fingerprints)

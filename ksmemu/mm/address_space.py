@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import threading
 import weakref
@@ -19,7 +20,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu import _core, room
+from ksmemu import _core, room, wire
 from ksmemu.instance import Instance
 from ksmemu.intervals import Interval
 from ksmemu.mm import flags, merge_pid, spaces
@@ -47,10 +48,11 @@ class AddressSpace:
         name: for error messages only.
         instance: directory of the ksmd to join on the first advice; None: the default one.
         noreserve: allow a size beyond memory, for a space that stays mostly empty (MAP_NORESERVE).
-        node: the simulated NUMA node it is on: with merge_across_nodes=0 only pages of one node merge.
+        node: the simulated NUMA node of what is mapped in it, until mbind() says otherwise: with
+            merge_across_nodes=0 only pages of one node merge.
 
     Raises:
-        ValueError: size is not positive.
+        ValueError: size is not positive, or there is no such node.
         OSError: ENOMEM: neither memory nor the address range could hold it; nothing was changed.
 
     Not for memory that is pinned: a page that a device writes to (O_DIRECT, RDMA, vfio) must not be
@@ -71,6 +73,8 @@ class AddressSpace:
         self._closed = True
         if size <= 0:
             raise ValueError(f"the size of an address space must be positive, not {size}")
+        if not 0 <= node < wire.MAX_NODES:
+            raise ValueError(f"node {node}: nodes are 0 to {wire.MAX_NODES - 1}")
         self.size = pages_for(size) * PAGE_SIZE
         self.name = name
         self.node = node
@@ -112,7 +116,7 @@ class AddressSpace:
             if self._vmas.overlapping(at, at + size):
                 raise _error(errno.EEXIST, f"[{at:#x}, +{size}) is mapped in part")
             _core.map_ordinary(at, size)
-            self._vmas.put(at, at + size, Flags())
+            self._vmas.put(at, at + size, Flags(node=self.node))
             self._advise_new(at, size)
             return at
 
@@ -137,29 +141,107 @@ class AddressSpace:
                 else:
                     _core.map_nothing(vma.start, len(vma))
 
-    # ---- bytes -----------------------------------------------------------------------------------
+    def mbind(self, address: int, length: int, node: int) -> None:
+        """Put [address, address + length) on a simulated NUMA node, as mbind(2) does for one node.
 
-    def read(self, address: int, length: int) -> bytes:
-        """Return a copy of the bytes at an address; OSError EFAULT where not all of it is mapped."""
-        return bytes(self.view(address, length))
-
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes at an address; OSError EFAULT where not all of it is mapped: nothing was written."""
-        source = memoryview(data).cast("B")
-        self.view(address, len(source))[:] = source
-
-    def view(self, address: int, length: int) -> memoryview:
-        """Return a writable view of real memory; the space cannot be closed while one is alive.
+        It matters with merge_across_nodes=0. Pages that are not merged move at once (MPOL_MF_MOVE); a merged
+        page has more owners than one, so it stays where it is until it is written or unmerged. What is
+        mapped there later is on the node of the space again. The length is rounded up to whole pages.
 
         Raises:
-            OSError: EFAULT: not all of it is mapped.
+            OSError: EINVAL: misaligned, no such node, or the range wraps. EFAULT: part of the range is not
+                mapped. Nothing was changed.
+            NotRunningError, KsmError: the ksmd that must know of it is gone, or does not answer; nothing
+                was changed.
         """
         with self._lock:
             self._check_open()
-            end = address + max(length, 0)
-            mapped = sum(len(vma) for vma in self._vmas.overlapping(address, end))
-            if mapped != length:
+            end = self._end_of(address, length)
+            if not 0 <= node < wire.MAX_NODES:
+                raise _error(errno.EINVAL, f"node {node}")
+            vmas = self._vmas.overlapping(address, end)
+            if sum(len(vma) for vma in vmas) != end - address:
                 raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full")
+            if self._own is not None and vmas:
+                self._own.tell_node(address, end, node)
+            for vma in vmas:
+                self._vmas.put(vma.start, vma.end, replace(vma.value, node=node))
+
+    def mprotect(self, address: int, length: int, prot: int) -> None:
+        """Set what may be done with [address, address + length), as mprotect(2) does.
+
+        Memory merges under any protection, and keeps it. Do not call mprotect(2) itself on the memory of a
+        space: that is not seen here. A merge would undo it, and the process would end by SIGSEGV when
+        memory that it has made unreadable is compared.
+
+        Args:
+            prot: PROT_NONE (0), or PROT_READ, PROT_WRITE, PROT_EXEC of the mmap module, or'ed.
+
+        Raises:
+            OSError: EINVAL: misaligned, or another prot. ENOMEM: part of the range is not mapped (what comes
+                before is changed), or there are too many mappings. EACCES: PROT_EXEC where /dev/shm
+                does not allow it.
+        """
+        with self._lock:
+            self._check_open()
+            self._check_aligned(address)
+            if prot & ~(mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC):
+                raise _error(errno.EINVAL, f"protection {prot:#x}")
+            end = address + pages_for(length) * PAGE_SIZE
+            if length < 0 or end > _ADDRESS_LIMIT:
+                raise _error(errno.ENOMEM, f"[{address:#x}, +{length}) wraps")
+            for vma in self._vmas.overlapping(address, end):
+                if vma.start != address:
+                    break
+                self._protect(vma, prot)
+                address = vma.end
+            if address < end:
+                raise _error(errno.ENOMEM, f"{address:#x} is not mapped")
+
+    def _protect(self, vma: Vma, prot: int) -> None:
+        protected = Interval(vma.start, vma.end, replace(vma.value, prot=prot))
+        self._vmas.put(vma.start, vma.end, protected.value)
+        try:
+            if self._own is not None and vma.value.own:
+                self._own.protect(protected)
+            else:
+                _core.protect(vma.start, len(vma), prot)
+        except OSError:
+            self._vmas.put(vma.start, vma.end, vma.value)
+            raise
+
+    # ---- bytes -----------------------------------------------------------------------------------
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy of the bytes at an address; OSError EFAULT where not all of it may be read."""
+        return bytes(self.view(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes at an address; OSError EFAULT where not all of it may be written: nothing was."""
+        source = memoryview(data).cast("B")
+        self._view(address, len(source), mmap.PROT_WRITE)[:] = source
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a view of real memory, read-only unless all of it may be written.
+
+        The space cannot be closed while one is alive. What mprotect() takes away later, a view does not see:
+        using it then is a SIGSEGV.
+
+        Raises:
+            OSError: EFAULT: not all of it is mapped, or may be read.
+        """
+        try:
+            return self._view(address, length, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError:
+            return self._view(address, length, mmap.PROT_READ).toreadonly()
+
+    def _view(self, address: int, length: int, prot: int) -> memoryview:
+        with self._lock:
+            self._check_open()
+            end = address + max(length, 0)
+            vmas = self._vmas.overlapping(address, end)
+            if sum(len(vma) for vma in vmas if not prot & ~vma.value.prot) != length:
+                raise _error(errno.EFAULT, f"[{address:#x}, +{length}) is not mapped in full, or protected")
             memory = _core.Memory(address, length, self)
             self._memories.add(memory)
             return memoryview(memory)
@@ -202,10 +284,7 @@ class AddressSpace:
             self._check_open()
             if advice not in (MADV_MERGEABLE, MADV_UNMERGEABLE):
                 raise _error(errno.EINVAL, f"advice {advice}")
-            self._check_aligned(address)
-            end = address + pages_for(length) * PAGE_SIZE
-            if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
-                raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
+            end = self._end_of(address, length)
             vmas = self._vmas.overlapping(address, end)
             for vma in vmas:
                 if advice == MADV_MERGEABLE:
@@ -218,7 +297,7 @@ class AddressSpace:
 
     def _advise(self, vma: Vma, *, from_outside: bool = False) -> None:
         if vma.value.mergeable:
-            self._vmas.put(vma.start, vma.end, Flags(mergeable=True, own=True, from_outside=from_outside))
+            self._vmas.put(vma.start, vma.end, replace(vma.value, from_outside=from_outside))
             return
         if self._own is None:
             self._own = OwnObject(self._instance, self.start, self.size, self.node, self._vmas)
@@ -241,7 +320,7 @@ class AddressSpace:
             if flags.merge_any:
                 self.madvise(address, size, MADV_MERGEABLE)
             elif flags.merge_all and not flags.refuses and self.instance.directory in flags.merge_all:
-                self._advise(Interval(address, address + size, Flags()), from_outside=True)
+                self._advise(Interval(address, address + size, Flags(node=self.node)), from_outside=True)
         except OSError as error:
             log.warning("[%#x, +%d) stays as it is, unmerged: %s", address, size, error.strerror)
 
@@ -330,6 +409,14 @@ class AddressSpace:
     def _check_aligned(address: int) -> None:
         if address % PAGE_SIZE:
             raise _error(errno.EINVAL, f"address {address:#x} is not page-aligned")
+
+    def _end_of(self, address: int, length: int) -> int:
+        """Return where a range ends that is rounded up to whole pages; EINVAL: misaligned, or it wraps."""
+        self._check_aligned(address)
+        end = address + pages_for(length) * PAGE_SIZE
+        if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
+            raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
+        return end
 
     def _check_no_views(self, start: int, end: int) -> None:
         for memory in self._memories:

@@ -111,6 +111,11 @@ class Attachment:
         """Let ksmd know what this process has set with prctl: for its figures, and merge_pid."""
         self._ask({"merge_any": flags.merge_any, "refuses": flags.refuses}, ())
 
+    def tell_node(self, space: int, first: int, last: int, node: int) -> None:
+        """Let ksmd know the node of the pages [first, last) of a space."""
+        with _lock:
+            self._ask({"node": {"space": space, "start": first, "end": last, "node": node}}, ())
+
     def leave(self) -> None:
         """A space of this attachment is gone."""
         with _lock:

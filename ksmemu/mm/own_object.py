@@ -17,7 +17,7 @@ from ksmemu.intervals import IntervalMap
 from ksmemu.mm import flags, maps
 from ksmemu.mm.attach import Attachment, attach
 from ksmemu.mm.vma import Flags, Vma, VmaMap
-from ksmemu.units import Range
+from ksmemu.units import PAGE_SIZE, Range
 
 
 class OwnObject:
@@ -32,7 +32,10 @@ class OwnObject:
     def __init__(
         self, instance: str | os.PathLike[str] | None, start: int, size: int, node: int, vmas: VmaMap
     ) -> None:
-        self._vmas = vmas
+        self._start, self._vmas = start, vmas
+        self._nodes = IntervalMap[int]()  # as ksmd knows them
+        self._nodes.put(start, start + size, node)
+        self._protections = b""  # as the agent knows them
         try:
             self._attach(instance, start, size, node, shared_object.create(size, size))
         except KsmError as error:
@@ -70,6 +73,27 @@ class OwnObject:
         """Return what the object holds of the host's memory now (st_blocks)."""
         return os.fstat(self._fd).st_blocks * 512
 
+    def tell_node(self, start: int, end: int, node: int) -> None:
+        """Let ksmd know the node of [start, end), unless it does; what it learns holds until told otherwise.
+
+        Raises:
+            NotRunningError: ksmd is gone; nothing was changed.
+        """
+        if any(part.value != node for part in self._nodes.overlapping(start, end)):
+            first, last = ((at - self._start) // PAGE_SIZE for at in (start, end))
+            self._attachment.tell_node(self.id, first, last, node)
+            self._nodes.put(start, end, node)
+
+    def protect(self, vma: Vma) -> None:
+        """Call mprotect(2) with what a VMA of the map now allows, and keep it through merge and rehome.
+
+        Raises:
+            OSError: as mprotect(2).
+        """
+        protections = self._vmas.protections()
+        self._agent.protect(self.id, vma.start, vma.end, vma.value.prot, protections)
+        self._protections = protections
+
     def advise(self, vma: Vma, *, from_outside: bool) -> None:
         """Make a VMA mergeable that is not.
 
@@ -79,7 +103,16 @@ class OwnObject:
         """
         if not self._agent.is_alive():
             raise NotRunningError(self.instance.directory)
-        wanted = Flags(mergeable=True, own=True, from_outside=from_outside)
+        self.tell_node(vma.start, vma.end, vma.value.node)
+        if self._protections != self._vmas.protections():
+            self.protect(vma)
+        wanted = Flags(
+            mergeable=True,
+            own=True,
+            from_outside=from_outside,
+            prot=vma.value.prot,
+            node=vma.value.node,
+        )
         self._vmas.put(vma.start, vma.end, wanted)
         if vma.value.unshareable:
             self._agent.shareable(self.id, vma.start, vma.end, True)
@@ -102,7 +135,10 @@ class OwnObject:
             OSError: EAGAIN: no room for what is merged; the VMA is mergeable still.
         """
         if self._attachment.rfc2009:
-            self._vmas.put(vma.start, vma.end, Flags(own=True, refused=refused, unshareable=True))
+            withdrawn = replace(
+                vma.value, mergeable=False, from_outside=False, refused=refused, unshareable=True
+            )
+            self._vmas.put(vma.start, vma.end, withdrawn)
             self._agent.shareable(self.id, vma.start, vma.end, False)
             if refused:
                 self.refused(vma.start, vma.end)
@@ -112,7 +148,8 @@ class OwnObject:
         if needed > room.object_bytes(self._fd):
             text = f"{os.strerror(errno.EAGAIN)}: no room for the {needed} bytes that unmerging needs"
             raise OSError(errno.EAGAIN, text)
-        self._vmas.put(vma.start, vma.end, Flags(own=True, refused=refused))
+        unmerged = replace(vma.value, mergeable=False, from_outside=False, refused=refused)
+        self._vmas.put(vma.start, vma.end, unmerged)
         self._agent.withdraw(self.id, self._vmas.mergeable())
         merged = self._merged(vma)  # nothing merges in the range any more: this stays so
         try:

@@ -6,6 +6,7 @@ They split and join as the kernel's do when advice changes (the RFC's handle_vma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from mmap import PROT_READ, PROT_WRITE
 
 import numpy as np
 
@@ -26,6 +27,10 @@ class Flags:
     """The process has said MADV_UNMERGEABLE: merge_pid leaves it alone."""
     unshareable: bool = False
     """No longer mergeable, as in 2009: what was merged stays so, and ksmd may still order it home."""
+    prot: int = PROT_READ | PROT_WRITE
+    """What the application may do: the PROT_* of mprotect()."""
+    node: int = 0
+    """The simulated NUMA node it is on."""
 
 
 Vma = Interval[Flags]
@@ -41,3 +46,11 @@ class VmaMap(IntervalMap[Flags]):
             if vma.value.mergeable or vma.value.unshareable:
                 ranges.put(vma.start, vma.end, True)
         return np.array([(item.start, item.end) for item in ranges], dtype=np.uint64).tobytes()
+
+    def protections(self) -> bytes:
+        """Return where not all is allowed: triples of uint64 (start, end, PROT_*), as the core takes them."""
+        ranges = IntervalMap[int]()
+        for vma in self:
+            if vma.value.prot != PROT_READ | PROT_WRITE:
+                ranges.put(vma.start, vma.end, vma.value.prot)
+        return np.array([(item.start, item.end, item.value) for item in ranges], dtype=np.uint64).tobytes()

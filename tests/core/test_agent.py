@@ -373,3 +373,17 @@ def test_a_closed_agent_refuses_everything_and_closes_twice():
         with pytest.raises(ValueError, match="closed"):
             space.agent.rehome(SPACE, 0, 0)
         space.agent.close()
+
+
+@in_child
+def test_what_may_not_be_read_is_verified_all_the_same():
+    with joined() as space:
+        for page, number in ((3, 1), (4, 1), (6, 2)):
+            space.write(page, content(number))
+            space.fill_frame(page, content(1))
+        space.protect(4, 7, 0)
+        assert space.merge((3, 3, 2), (6, 6, 1)) == {3: 0, 4: 0, 6: errno.EAGAIN}
+        assert shown(space, 3, 4) == [("rw-p", 3, 1), ("---p", 4, 1), ("---s", 5, 2)]
+        assert space.rehome((3, 2)) == {3: 0, 4: 0}
+        assert shown(space, 3, 4) == [("rw-s", 3, 1), ("---s", 4, 3)]
+        assert space.object_holds(4) == content(1)

@@ -24,7 +24,9 @@ values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["hello", "space", "start", "size"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["hello", "space", "start", "size", "end", "node"]), inner, max_size=3
+        )
     ),
     max_leaves=7,
 )

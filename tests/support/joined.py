@@ -88,6 +88,11 @@ class Joined:
         bounds = [(self.address(first), self.address(last)) for first, last in parts]
         return np.array(bounds, dtype=np.uint64).tobytes()
 
+    def protect(self, first, last, prot):
+        """Forbid the pages [first, last) what prot leaves out, and nothing elsewhere."""
+        start, end = self.address(first), self.address(last)
+        self.agent.protect(SPACE, start, end, prot, np.array([start, end, prot], np.uint64).tobytes())
+
     def advise(self, first=0, last=None, adopt=True):
         """Advise [first, last), the only mergeable range; the report is taken off the socket."""
         last = self.nr_pages if last is None else last
