@@ -173,17 +173,18 @@ def test_run_says_2_before_everything_is_unmerged(served):
 
 
 @root
-def test_merge_pid_answers_the_writer(served, memory):
+def test_merge_pid_answers_the_writer(served):
     folder = folder_of(served)
-    memory(served, 7)
     assert store(folder, "merge_pid", b"junk") == "EINVAL"
     assert store(folder, "merge_pid", b"4194304") == "ESRCH"
-    own = str(os.getpid())
-    assert store(folder, "merge_pid", own.encode()) == len(own)
-    assert shown(folder, "merge_pid") == f"{own}\n"
-    assert served.merged_pids() == [os.getpid()]
-    served.write("unmerge_pid", os.getpid())
-    assert shown(folder, "merge_pid") == "\n"
+    with Worker(served.directory) as one:
+        one.call(crew.open_space, 7)
+        pid = str(one.pid)
+        assert store(folder, "merge_pid", pid.encode()) == len(pid)
+        assert shown(folder, "merge_pid") == f"{pid}\n"
+        assert served.merged_pids() == [one.pid]
+        served.write("unmerge_pid", one.pid)
+        assert shown(folder, "merge_pid") == "\n"
 
 
 @root
