@@ -222,12 +222,14 @@ class Daemon:
         self._publish()  # before the file shows that the store was obeyed
 
     def _set_run(self, value: int) -> None:
+        shown = value
         if self._mmlist is not None and value == STOP:
             self._mmlist.drop_dead()
             value = UNMERGE
         if value == self._run:
             return
         if value == UNMERGE:
+            self._control.set("run", shown)  # as in the kernel, before it is done
             try:
                 self._unmerge()
             except OSError:

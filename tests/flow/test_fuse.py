@@ -13,6 +13,8 @@ import pytest
 import ksmemu
 from ksmemu.control.counters import COUNTERS
 from ksmemu.control.tunables import ACTIONS
+from tests.support import crew
+from tests.support.processes import Worker
 from tests.support.stores import mounts, shown, store
 from tests.support.waiting import wait_until
 
@@ -152,17 +154,37 @@ def test_what_may_not_change_while_pages_are_shared(served, memory):
 
 
 @root
-def test_merge_pid_answers_the_writer(served, memory):
+def test_run_says_2_before_everything_is_unmerged(served):
+    """A worker that is stopped makes it take a while: the times of ksmd's writing tell the order."""
+    served.write("sleep_millisecs", 1)
+    served.write("run", 1)
+    with Worker(served.directory) as one:
+        one.call(crew.open_space, 7)
+        one.call(crew.put, 0, [1] * 7)
+        wait_until(lambda: served.read("pages_sharing") == 6, what="6 pages saved")
+        one.kill(signal.SIGSTOP)
+        try:
+            served.write("run", 2)
+        finally:
+            one.kill(signal.SIGCONT)
+        values = served.directory / "values"
+        assert served.read("full_scans") == 0
+        assert (values / "run").stat().st_mtime_ns < (values / "full_scans").stat().st_mtime_ns
+
+
+@root
+def test_merge_pid_answers_the_writer(served):
     folder = folder_of(served)
-    memory(served, 7)
     assert store(folder, "merge_pid", b"junk") == "EINVAL"
     assert store(folder, "merge_pid", b"4194304") == "ESRCH"
-    own = str(os.getpid())
-    assert store(folder, "merge_pid", own.encode()) == len(own)
-    assert shown(folder, "merge_pid") == f"{own}\n"
-    assert served.merged_pids() == [os.getpid()]
-    served.write("unmerge_pid", os.getpid())
-    assert shown(folder, "merge_pid") == "\n"
+    with Worker(served.directory) as one:
+        one.call(crew.open_space, 7)
+        pid = str(one.pid)
+        assert store(folder, "merge_pid", pid.encode()) == len(pid)
+        assert shown(folder, "merge_pid") == f"{pid}\n"
+        assert served.merged_pids() == [one.pid]
+        served.write("unmerge_pid", one.pid)
+        assert shown(folder, "merge_pid") == "\n"
 
 
 @root
