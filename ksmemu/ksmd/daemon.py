@@ -1,14 +1,12 @@
-"""The loop: run, stop, unmerge, sleep; accept workers, hear them, lose them.
+"""The loop: run, stop, unmerge, sleep.
 
-One thread, one epoll for what the outside wants (control files, new workers, signals) and one for what
-workers say. Waiting for outcomes listens to the second only, so no store is obeyed halfway through a scan.
+One thread. It waits for what the outside wants: control files, signals, and all that workers say, who have an
+epoll of their own (workers.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import functools
 import logging
 import os
 import select
@@ -17,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable
 
-from ksmemu import wire
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
@@ -35,7 +32,7 @@ from ksmemu.ksmd.scan import Scan
 from ksmemu.ksmd.tracing import Tracing
 from ksmemu.ksmd.tuning import Tuning
 from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
-from ksmemu.wire import WireError
+from ksmemu.ksmd.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +42,6 @@ _UNMERGE_TRIES = 3
 """An order that crosses a change of advice comes back as stale, with the epoch that the next one needs."""
 _ASK_SECONDS = 1.0
 """A process that was told to unmerge and has not even asked by then is stopped, or busy in C code."""
-_HEAR_TURNS = 64
-"""Messages of one worker heard in a row: more would let it keep ksmd from its work."""
 _LONGEST_WAIT_SECONDS = 86400.0
 """epoll counts milliseconds in an int, sleep_millisecs may be longer than that: look again once a day."""
 
@@ -65,7 +60,6 @@ class Daemon:
 
     def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
         self._domain = Domain(instance.tracing / "trace")
-        self._tracks = tracks
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.fingerprints)
         self._files = RFC_2009 if setup.rfc2009 else LINUX
         self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
@@ -76,23 +70,21 @@ class Daemon:
         self._server = MountedFiles(self._control, instance) if setup.fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
         self._tracing = Tracing(instance.tracing, self._domain)
-        self._listener = instance.listen()
-        self._spare = _spare()
         self._run = STOP
-        self._next_space = 1
         self._next_batch = 0.0
         self._is_stopping = False
         self._outside = select.epoll()
-        self._workers = select.epoll()
-        self._heard: dict[int, Callable[[], None]] = {}
         self._wanted: dict[int, Callable[[], None]] = {}
-        self._merge_pid = MergePid(self._listen_to, self._ignore)
-        self._listen_to(self._listener.fileno(), self._accept)
+        terms = {"tracks": tracks, "rfc2009": setup.rfc2009}
+        self._workers = Workers(self._domain, instance.listen(), terms, self._reap)
+        self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore)
+        self._workers.refused = self._merge_pid.refused
+        self._workers.questions |= {"merge_pid": self._merge_pid.answer, "explain": self._explain}
         self._want(self._server.fileno(), self._server.read_events)
         self._want(self._tracing.fileno(), self._tracing.read_events)
         if setup.events:
             self._tracing.store(1)
-        self._want(self._workers.fileno(), self._hear_all)
+        self._want(self._workers.fileno(), self._workers.hear_all)
 
     # ---- the loop ----------------------------------------------------------------------------------
 
@@ -118,8 +110,6 @@ class Daemon:
     def close(self) -> None:
         """Let go of everything; what is merged stays merged in the workers."""
         self._merge_pid.close()
-        self._listener.close()
-        os.close(self._spare)
         self._server.close()
         self._tracing.close()
         self._control.close()
@@ -168,12 +158,12 @@ class Daemon:
             if ended:
                 self._end_scan()
                 return
-            self._hear(0.0)
+            self._workers.hear(0.0)
 
     def _end_scan(self) -> None:
         self._scan.reconsider()
         self._scan.flush()
-        self._settle(STALLED_SECONDS)
+        self._workers.settle(STALLED_SECONDS)
         stats = self._domain.stats
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
         self._domain.count_chains()
@@ -184,18 +174,6 @@ class Daemon:
         stats.full_scans += 1
         if self._mmlist is not None:
             self._mmlist.start_scan()
-
-    def _settle(self, seconds: float) -> None:
-        """Wait until every order is answered, as long as an answer comes every so many seconds."""
-        deadline, before = time.monotonic() + seconds, 0
-        while any(worker.orders and not worker.is_stalled() for worker in self._domain.workers):
-            self._hear(0.05)
-            left = sum(len(worker.orders) for worker in self._domain.workers)
-            if left < before:
-                deadline = time.monotonic() + seconds
-            elif time.monotonic() > deadline:
-                return
-            before = left
 
     # ---- stores ------------------------------------------------------------------------------------
 
@@ -246,7 +224,7 @@ class Daemon:
         self._merge_pid.unmerge(pid)
         since = time.monotonic()
         while self._merge_pid.owes(pid):
-            self._hear(0.05)
+            self._workers.hear(0.05)
             seconds = _UNMERGE_SECONDS if self._merge_pid.is_obeying(pid) else _ASK_SECONDS
             if time.monotonic() - since > seconds:
                 break
@@ -256,12 +234,12 @@ class Daemon:
     def _unmerge(self) -> None:
         """Bring every page home and forget what was scanned; nothing is scanned until run is 1 again."""
         domain = self._domain
-        self._hear_all()
-        self._settle(_UNMERGE_SECONDS)
+        self._workers.hear_all()
+        self._workers.settle(_UNMERGE_SECONDS)
         for _ in range(_UNMERGE_TRIES):
             rehome.order_all(domain)
             domain.is_unmerging = True
-            self._settle(_UNMERGE_SECONDS)
+            self._workers.settle(_UNMERGE_SECONDS)
             if not domain.count(State.MERGED, State.ZERO):
                 break
         self._scan.restart()
@@ -282,139 +260,8 @@ class Daemon:
 
     # ---- workers -----------------------------------------------------------------------------------
 
-    def _hear(self, seconds: float) -> bool:
-        """Obey what workers have said, waiting for it up to seconds; return whether anything came."""
-        events = self._workers.poll(seconds)
-        acts = [(fd, self._heard.get(fd)) for fd, _ in events]
-        for fd, act in acts:
-            # One act may close a descriptor, and the next give its number to another worker.
-            if act is not None and self._heard.get(fd) is act:
-                act()
-        for worker in self._domain.workers:
-            if worker.outgoing:
-                worker.flush()
-        return bool(events)
-
-    def _hear_all(self) -> None:
-        """Obey all that workers have said so far: what they advised is known before a scan begins."""
-        for _ in range(_HEAR_TURNS):
-            if not self._hear(0.0):
-                return
-
-    def _listen_to(self, fd: int, act: Callable[[], None]) -> None:
-        self._heard[fd] = act
-        self._workers.register(fd, select.EPOLLIN)
-
-    def _ignore(self, fd: int) -> None:
-        if self._heard.pop(fd, None):
-            self._workers.unregister(fd)
-
-    def _accept(self) -> None:
-        try:
-            control, _ = self._listener.accept()
-        except OSError as error:
-            log.warning("a client is turned away: %s", error.strerror)
-            self._turn_away()
-            return
-        control.setblocking(False)  # a client that does not read its answers is cut off
-        self._listen_to(control.fileno(), functools.partial(self._join, control))
-
-    def _turn_away(self) -> None:
-        """Close the next connection with the descriptor kept for it; else it would call again at once."""
-        os.close(self._spare)
-        with contextlib.suppress(OSError):
-            self._listener.accept()[0].close()
-        self._spare = _spare()
-
-    def _join(self, control: socket.socket) -> None:
-        self._ignore(control.fileno())
-        try:
-            body, fds = wire.receive_control(control)
-            if "merge_pid" in body and not fds:
-                self._merge_pid.answer(control, body)
-            elif "explain" in body and not fds:
-                self._explain(control, body)
-            else:
-                self._welcome(control, body, fds)
-        except (WireError, EOFError, OSError) as error:
-            if not isinstance(error, EOFError):
-                log.warning("a client is refused: %s", error)
-                connection.refuse(control, errno.EPROTO, str(error))
-            control.close()
-
-    def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
-        self._hear_reports()  # so that whoever asks after an advice is told of what it changed
-        stopped = f"run={self._control['run']}" if self._run != MERGE else None
-        if stopped is None and not self._control["pages_to_scan"]:
-            stopped = "pages_to_scan=0"
-        try:
-            question.answer(self._domain, control, body, stopped)
-        except OSError as error:
-            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
-        control.close()
-
-    def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
-        pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
-        terms = {"tracks": self._tracks, "rfc2009": self._mmlist is not None}
-        worker = connection.join(control, body, fds, pool, terms)
-        self._domain.workers.append(worker)
-        self._listen_to(worker.pidfd, functools.partial(self._reap, worker))
-        self._listen_to(control.fileno(), functools.partial(self._answer, worker))
-        self._listen_to(worker.order.fileno(), functools.partial(self._report, worker))
-
-    def _answer(self, worker: Worker) -> None:
-        try:
-            slot = connection.answer(self._domain, worker, self._next_space)
-        except connection.NoRoomError as refusal:
-            log.info("pid %d: %s", worker.pid, refusal)
-        except EOFError:
-            self._ignore(worker.control.fileno())
-            self._leave(worker)
-        except (WireError, OSError) as error:
-            self._cut_off(worker, error)
-        else:
-            self._next_space += slot is not None
-            if worker.refuses:
-                self._merge_pid.refused(worker.pid)
-
-    def _report(self, worker: Worker) -> None:
-        try:
-            connection.report(self._domain, worker)
-        except BlockingIOError:
-            return
-        except (EOFError, ConnectionResetError):
-            worker.is_lost = True
-            self._ignore(worker.order.fileno())
-            self._leave(worker)
-        except (WireError, OSError) as error:
-            self._cut_off(worker, error)
-
-    def _hear_reports(self) -> None:
-        """Obey what agents have reported so far."""
-        for worker in list(self._domain.workers):
-            for _ in range(_HEAR_TURNS):
-                if worker.is_lost or not worker.has_reported():
-                    break
-                self._report(worker)
-
-    def _leave(self, worker: Worker) -> None:
-        """A worker without spaces and sockets has detached; one with spaces may still map frames."""
-        fds = (worker.order.fileno(), worker.control.fileno())
-        if not worker.slots and not any(fd in self._heard for fd in fds):
-            self._reap(worker)
-
-    def _cut_off(self, worker: Worker, error: Exception) -> None:
-        """Hear nothing more from a worker that talks garbage. Its frames stay until it is dead."""
-        log.warning("pid %d is cut off: %s", worker.pid, error)
-        for sock in (worker.order, worker.control):
-            self._ignore(sock.fileno())
-            with contextlib.suppress(OSError):  # it was connected to nobody
-                sock.shutdown(socket.SHUT_RDWR)
-        worker.is_lost = True
-
     def _reap(self, worker: Worker) -> None:
-        for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
-            self._ignore(fd)
+        """A worker is gone; in 2009 its memory was held until the scan came by."""
         if self._mmlist is not None and worker.slots and self._is_scanning():
             worker.is_lost = True
             self._mmlist.died(worker)
@@ -423,9 +270,16 @@ class Daemon:
         self._domain.count_chains()
         self._publish()
 
-
-def _spare() -> int:
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
+        self._workers.hear_reports()  # so that whoever asks after an advice is told of what it changed
+        stopped = f"run={self._control['run']}" if self._run != MERGE else None
+        if stopped is None and not self._control["pages_to_scan"]:
+            stopped = "pages_to_scan=0"
+        try:
+            question.answer(self._domain, control, body, stopped)
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
 
 
 def stop_on_signals(daemon: Daemon) -> None:
