@@ -41,7 +41,7 @@ def let_wait(domain, slot, page, fingerprint):
     """A page waits as unique; its fingerprint is one of a content, on whatever node."""
     pages = np.array([page])
     slot.rmap.track(pages, State.SETTLED)
-    prints = np.array([fingerprint], dtype=np.uint64) ^ domain.mark_of(slot)
+    prints = np.array([fingerprint], dtype=np.uint64) ^ domain.marks_of(slot, pages)
     domain.unstable.add(prints, places(slot.id, pages))
 
 
@@ -51,7 +51,7 @@ def let_merge(domain, slot, pages, fingerprint):
     slot.rmap.track(pages, State.MERGED)
     slot.rmap.tag[pages] = frames[0]
     domain.pool.acquire(np.repeat(frames, len(pages)))
-    domain.stable.add(np.array([fingerprint], dtype=np.uint64) ^ domain.mark_of(slot), frames)
+    domain.stable.add(np.array([fingerprint], dtype=np.uint64) ^ domain.marks_of(slot, pages[:1]), frames)
 
 
 def explained(domain, slot, held=NOTHING, *, refuses=False):
