@@ -111,8 +111,8 @@ class Replay:
 def switch(ksmd, value):
     """Store into `enable` and return what it is then, once ksmd has obeyed."""
     path = ksmd.directory / ENABLE
-    path.write_text(f"{value}\n")
-    wait_until(lambda: len(path.read_text()) > len(f"{value}\n"), what="the store")
+    path.write_text(f"{value}\n\0")  # a store ends before the NUL, which ksmd takes away
+    wait_until(lambda: "\0" not in path.read_text(), what="the store")
     return path.read_text().rstrip()
 
 
