@@ -6,8 +6,7 @@ import re
 import pytest
 
 from ksmemu import _core, wire
-from ksmemu.control.counters import COUNTERS, STATS
-from ksmemu.control.tunables import TUNABLES
+from ksmemu.control.files import LINUX, RFC_2009
 from tests.support.breaks import ROOT
 
 CORE = ROOT / "ksmemu/core"
@@ -93,7 +92,10 @@ def test_the_core_is_what_its_stub_says():
         assert public == {name for name in dir(getattr(_core, kind)) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("name", [*TUNABLES, *COUNTERS, *STATS])
+@pytest.mark.parametrize(
+    "name",
+    sorted({name for f in (LINUX, RFC_2009) for name in (*f.tunables, *f.actions, *f.counters, *f.stats)}),
+)
 def test_every_file_of_the_control_directory_is_documented(name):
     text = "".join((ROOT / file).read_text() for file in ("README.md", "ksmemu/README.md"))
     assert f"`{name}`" in text

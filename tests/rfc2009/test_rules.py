@@ -74,10 +74,16 @@ def test_the_scanner_is_not_loaded_into_a_worker():
 def test_an_instance_that_nobody_joins_holds_no_memory_and_does_not_wake(ksm):
     ksm.write("run", 1)
     assert ksm.read("pool_bytes") == 0
-    switches = context_switches(ksm.pid)
-    for _ in range(97):
+    seen = [-1]
+
+    def is_asleep():
+        seen.append(context_switches(ksm.pid))
+        return seen[-1] == seen[-2]
+
+    wait_until(is_asleep, what="ksmd to have obeyed")
+    for _ in range(997):
         ksm.read("run")
-    assert context_switches(ksm.pid) == switches
+    assert context_switches(ksm.pid) == seen[-1]
 
 
 def context_switches(pid, kind="voluntary_ctxt_switches"):
