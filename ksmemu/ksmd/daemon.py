@@ -54,7 +54,7 @@ class Daemon:
     def __init__(self, instance: Instance, *, tracks: bool) -> None:
         self._domain = Domain()
         self._tracks = tracks
-        tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.checksum.pages)
+        tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.fingerprints)
         self._scan = Scan(self._domain, tracker)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
         self._control = ControlDirectory(instance, self.store)
@@ -134,8 +134,7 @@ class Daemon:
             self._hear(0.0)
 
     def _end_scan(self) -> None:
-        self._scan.reconsider()
-        self._scan.flush()
+        self._scan.end()
         self._settle(STALLED_SECONDS)
         stats = self._domain.stats
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
@@ -207,6 +206,7 @@ class Daemon:
             pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
             states = slot.rmap.state[pages]
             slot.rmap.move(pages[states <= State.UNSTABLE], State.NEW)
+            slot.rmap.tag[pages[states <= State.UNSTABLE]] = 0
             slot.rmap.rejuvenate(pages)
         domain.count_chains()
         stopped = [worker for worker in domain.workers if worker.orders]

@@ -12,7 +12,7 @@ from ksmemu import wire
 from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
 from ksmemu.ksmd.checksum import Checksum
 from ksmemu.ksmd.mm_slot import MmSlot
-from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames, Pool
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import HOLDS_FRAME, State
@@ -86,6 +86,10 @@ class Domain:
             return np.uint64(0)
         return np.uint64((slot.node + 1) * _GOLDEN_RATIO % (1 << 64))
 
+    def fingerprints(self, slot: MmSlot, pages: Pages) -> Fingerprints:
+        """Read pages of a space; return what they hold, and are compared by."""
+        return self.checksum.pages(slot, pages) ^ self.mark_of(slot)
+
     def is_zero(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
         """Return of each fingerprint whether it is that of a page of zeros, on whatever node."""
         zero = np.uint64(self.checksum.zero)
@@ -106,9 +110,13 @@ class Domain:
         rmap = slot.rmap
         pages = rmap.tracked(start, end)
         states = rmap.state[pages]
-        for state in HOLDS_FRAME:
-            self.pool.release(rmap.tag[pages[states == state]])
+        holds_frame = pages[np.isin(states, HOLDS_FRAME)]
+        frames = rmap.tag[holds_frame].astype(np.int64)
+        rmap.tag[holds_frame] = self.pool.checksums(frames)
+        self.pool.release(frames, places(slot.id, holds_frame))
+        rmap.tag[pages[states == State.ZERO]] = 0
         rmap.move(pages, State.ABSENT)
+        slot.former.append(pages)
         for order in self.owner[slot.id].orders.values():
             if order.slot is slot:
                 order.live &= (order.pages < start) | (order.pages >= end)

@@ -16,11 +16,8 @@ from ksmemu import _core
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.ranges import Pages, Ranges, contains, from_core
 from ksmemu.ksmd.rmap import State
-from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
-
-_LOW_HALF = np.uint64((1 << 32) - 1)
-
 
 _SPAN_GAP = 512
 """Tracked pages closer than this are asked about in one call. Wider holes are left out: arming them would
@@ -58,7 +55,7 @@ class ChecksumTracker:
         states = rmap.state[pages]
         is_own = states <= State.UNSTABLE
         own = pages[is_own]
-        checksums = (self._fingerprint(slot, own) & _LOW_HALF).astype(np.uint32)
+        checksums = low_half(self._fingerprint(slot, own))
         written = np.zeros(len(pages), dtype=np.bool_)
         written[is_own] = (rmap.tag[own] != checksums) | (states[is_own] == State.NEW)
         rmap.tag[own] = checksums

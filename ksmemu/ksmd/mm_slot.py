@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ksmemu import _core
 from ksmemu.intervals import IntervalMap
-from ksmemu.ksmd.ranges import expand, from_core
+from ksmemu.ksmd.ranges import Pages, expand, from_core
 from ksmemu.ksmd.rmap import Rmap, State
 from ksmemu.units import PAGE_SIZE
 
@@ -35,6 +35,9 @@ class MmSlot:
     """Pages that the own object holds besides those in the books (advised once, and not now), as of the last
     discovery; None: there is something to discover."""
 
+    former: list[Pages] = field(default_factory=list)
+    """Pages that were forgotten since the scan came by; it knows them again if they are back by then."""
+
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
 
@@ -58,6 +61,12 @@ class MmSlot:
             pages = expand(from_core(found, PAGE_SIZE))
             self.rmap.track(pages[self.rmap.state[pages] == State.ABSENT], State.NEW)
         self.known_surplus = held - self._in_books()
+
+    def drop_former(self) -> None:
+        """Of what was forgotten and is not back, forget the checksums too."""
+        for pages in self.former:
+            self.rmap.tag[pages[self.rmap.state[pages] == State.ABSENT]] = 0
+        self.former.clear()
 
     def hole_bytes(self) -> int:
         """Return how much the own object can still grow."""

@@ -30,7 +30,7 @@ class State(enum.IntEnum):
 
     ABSENT = 0
     NEW = 1
-    """Found, and no scan has passed it yet."""
+    """Found, and no scan has passed it yet. Tag: low half of the fingerprint it had last, or 0; so up to SETTLED."""
     WRITTEN = 2
     """Written since the scan before, as of the last scan (the kernel's volatile)."""
     SETTLED = 3

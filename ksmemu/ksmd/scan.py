@@ -7,16 +7,20 @@ again until it is written: the cost of a scan follows what was written, not what
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ksmemu.ksmd import merge, rehome, smart
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
+from ksmemu.ksmd.match import Candidates
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, places
+from ksmemu.ksmd.pool import NO_GAPS, Gaps
 from ksmemu.ksmd.rmap import State
-from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.table import Fingerprints, low_half
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +28,17 @@ SLICE_PAGES = 8192
 """Most pages between two looks at the sockets: bounds how long a dead worker's frames are kept."""
 CANDIDATES = 32768
 """Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
+
+
+class _Found(NamedTuple):
+    """Candidates: pages, what they hold, and whether that is another than before they were written."""
+
+    where: Places
+    fingerprints: Fingerprints
+    changed: npt.NDArray[np.bool_]
+
+
+_NOTHING = _Found(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_))
 
 
 class Scan:
@@ -34,9 +49,8 @@ class Scan:
         self._tracker = tracker
         self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
         self._page = 0
-        self._reopened = np.empty(0, dtype=np.int64)  # frames that got room in the full scan before
-        self._where: list[Places] = []
-        self._fingerprints: list[Fingerprints] = []
+        self._gaps = NO_GAPS  # that opened in the full scan before
+        self._found: list[_Found] = []
         self._nr_candidates = 0
 
     def step(self, budget: int) -> tuple[int, bool]:
@@ -51,8 +65,10 @@ class Scan:
             return 0, True
         end, count = slot.nr_pages, 0
         try:
-            if self._page == 0 and slot.has_unseen_data():
-                slot.discover()
+            if self._page == 0:
+                if slot.has_unseen_data():
+                    slot.discover()
+                slot.drop_former()
             end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
             count -= self._scan(slot, self._page, end)
         except OSError as error:
@@ -62,7 +78,7 @@ class Scan:
         self._domain.stats.pages_scanned += count
         self._page = end
         if self._nr_candidates >= CANDIDATES:
-            self.flush()
+            self._flush(NO_GAPS)
         if end < slot.nr_pages:
             return count, False
         self._slot_id, self._page = slot.id + 1, 0
@@ -79,35 +95,33 @@ class Scan:
                 return slot
         return None
 
-    def reconsider(self) -> None:
-        """Make candidates of the pages that wait while a frame of their content has room again.
+    def end(self) -> None:
+        """Match and order the rest of a full scan, and the pages that wait where there is room again.
 
-        A full scan late, so that a page that was written with what it held comes first, as in the kernel.
+        A full scan late: a page that was written with what it held is known to have come first only then.
         """
-        domain = self._domain
-        reopened, self._reopened = self._reopened, domain.pool.take_reopened()
-        prints = np.unique(domain.pool.fingerprint[reopened])
-        index, where = domain.unstable.waiting(prints)
-        if len(where):
-            domain.move(where, State.SETTLED)
-            self._add(where, prints[index])
+        gaps, self._gaps = self._gaps, self._domain.pool.take_gaps()
+        self._flush(gaps)
 
-    def _add(self, where: Places, fingerprints: Fingerprints) -> None:
-        self._where.append(where)
-        self._fingerprints.append(fingerprints)
-        self._nr_candidates += len(where)
+    def _flush(self, gaps: Gaps) -> None:
+        """Match and order what has been found so far.
 
-    def flush(self) -> None:
-        """Match and order what has been found so far."""
-        if self._nr_candidates:
-            where, fingerprints = np.concatenate(self._where), np.concatenate(self._fingerprints)
-            self._where, self._fingerprints, self._nr_candidates = [], [], 0
-            merge.merge(self._domain, where, fingerprints)
+        The kernel takes a page with the checksum it had before one scan earlier than one that changed.
+        """
+        if not self._found and not len(gaps[0]):
+            return
+        where, fingerprints, changed = map(np.concatenate, zip(_NOTHING, *self._found, strict=True))
+        self._found, self._nr_candidates = [], 0
+        open_to_all = gaps[0], np.zeros_like(gaps[1])
+        for which, room in ((~changed, gaps), (changed, open_to_all)):
+            merge.merge(self._domain, Candidates(where[which], fingerprints[which], room))
 
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""
         self._slot_id = self._page = 0
-        self._where, self._fingerprints, self._nr_candidates = [], [], 0
+        self._found, self._nr_candidates = [], 0
+        self._domain.pool.take_gaps()
+        self._gaps = NO_GAPS
 
     def forget(self) -> None:
         """Forget every fingerprint: pages that are not merged are looked at anew."""
@@ -130,9 +144,13 @@ class Scan:
             domain.stats.pages_skipped += int(skipped.sum())
         settled = harvest(self._tracker, slot, pages, skipped)
         if len(settled):
-            fingerprints = domain.checksum.pages(slot, settled) ^ domain.mark_of(slot)
+            fingerprints = domain.fingerprints(slot, settled)
+            checksums = low_half(fingerprints)
+            changed = slot.rmap.tag[settled] != checksums
+            slot.rmap.tag[settled] = checksums
             slot.rmap.move(settled, State.SETTLED)
-            self._add(places(slot.id, settled), fingerprints)
+            self._found.append(_Found(places(slot.id, settled), fingerprints, changed))
+            self._nr_candidates += len(settled)
         broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
         rehome.order(domain, slot, broken)

@@ -14,9 +14,7 @@ import numpy.typing as npt
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
 from ksmemu.ksmd.rmap import State
-from ksmemu.ksmd.table import Fingerprints, FingerprintTable
-
-_LOW_HALF = np.uint64((1 << 32) - 1)
+from ksmemu.ksmd.table import Fingerprints, FingerprintTable, low_half
 
 
 class Unstable:
@@ -31,7 +29,7 @@ class Unstable:
         for slot_id, index in by_slot(where):
             rmap, pages = self._slots[slot_id].rmap, pages_of(where[index])
             rmap.move(pages, State.UNSTABLE)
-            rmap.tag[pages] = fingerprints[index] & _LOW_HALF
+            rmap.tag[pages] = low_half(fingerprints[index])
         self._table.add(fingerprints, where)
 
     def waiting(self, fingerprints: Fingerprints) -> tuple[npt.NDArray[np.int64], Places]:
@@ -51,5 +49,5 @@ class Unstable:
             pages = pages_of(where[index])
             states = slot.rmap.state[pages]
             waits = (states == State.UNSTABLE) | (states == State.SKIPPED)
-            alive[index] = waits & (slot.rmap.tag[pages] == (fingerprints[index] & _LOW_HALF))
+            alive[index] = waits & (slot.rmap.tag[pages] == low_half(fingerprints[index]))
         return alive

@@ -10,12 +10,13 @@ def release_at_break():
     """A reference is given back when a page is found broken, not when it is home again."""
     from ksmemu.ksmd import harvest, rehome
     from ksmemu.ksmd.domain import Domain
+    from ksmemu.ksmd.place import places
     from ksmemu.ksmd.rmap import State
 
     forget = Domain.forget
 
     def let_go(domain, slot, pages):
-        domain.pool.release(slot.rmap.tag[pages])
+        domain.pool.release(slot.rmap.tag[pages], places(slot.id, pages))
         slot.rmap.move(pages, State.WRITTEN)
 
     def forget_and_let_go(domain, *where):
