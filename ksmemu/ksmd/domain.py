@@ -126,7 +126,7 @@ class Domain:
         shared = self.pool.nr_used
         sharing = max(self.count(State.MERGED, State.REHOMING) - shared, 0)
         unshared = self.count(State.UNSTABLE)
-        volatile = self.count(State.WRITTEN, State.SETTLED, State.SKIPPED, State.ORDERED)
+        volatile = self.count(State.WRITTEN, State.UNSEEN, State.SETTLED, State.SKIPPED, State.ORDERED)
         zero = self.count(State.ZERO)
         items = shared + sharing + unshared + volatile
         return {

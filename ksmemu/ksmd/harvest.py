@@ -65,8 +65,8 @@ class ChecksumTracker:
 def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[np.bool_]) -> Pages:
     """Bring the books of tracked pages up to date with what was written.
 
-    Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. Of the
-    skipped pages nothing else is learned.
+    Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. A
+    skipped page that was written is to be looked at by a later scan: until then it is UNSEEN.
 
     Returns:
         The pages that were quiet for a full scan and have no fingerprint yet.
@@ -76,8 +76,10 @@ def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[n
     states = rmap.state[pages]
     is_quiet = ~was_written
     settled: Pages = pages[(states == State.WRITTEN) & is_quiet & ~skipped]
+    is_unseen = (states == State.NEW) | (states == State.UNSEEN)
     knew_it = (states >= State.SETTLED) & (states <= State.UNSTABLE)
-    rmap.move(pages[(states == State.NEW) | (knew_it & was_written)], State.WRITTEN)
+    rmap.move(pages[(is_unseen | (knew_it & was_written)) & ~skipped], State.WRITTEN)
+    rmap.move(pages[((states == State.WRITTEN) | knew_it) & was_written & skipped], State.UNSEEN)
     rmap.move(pages[(states == State.UNSTABLE) & is_quiet & skipped], State.SKIPPED)
     rmap.move(pages[(states == State.SKIPPED) & is_quiet & ~skipped], State.UNSTABLE)
     return settled

@@ -50,6 +50,7 @@ class Scan:
         self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
         self._page = 0
         self._gaps = NO_GAPS  # that opened in the full scan before
+        self._passed_over = NO_GAPS[0]  # contents whose match awaits a page that was skipped
         self._found: list[_Found] = []
         self._nr_candidates = 0
 
@@ -96,12 +97,13 @@ class Scan:
         return None
 
     def end(self) -> None:
-        """Match and order the rest of a full scan, and the pages that wait where there is room again.
+        """Match and order the rest of a full scan, and pages that wait for room or for one that was skipped.
 
-        A full scan late: a page that was written with what it held is known to have come first only then.
+        Room is used a full scan late: only then is known which pages were written with what they held.
         """
         gaps, self._gaps = self._gaps, self._domain.pool.take_gaps()
-        self._flush(gaps)
+        passed, self._passed_over = self._passed_over, NO_GAPS[0]
+        self._flush((np.concatenate([gaps[0], passed]), np.pad(gaps[1], (0, len(passed)))))
 
     def _flush(self, gaps: Gaps) -> None:
         """Match and order what has been found so far.
@@ -115,13 +117,15 @@ class Scan:
         open_to_all = gaps[0], np.zeros_like(gaps[1])
         for which, room in ((~changed, gaps), (changed, open_to_all)):
             merge.merge(self._domain, Candidates(where[which], fingerprints[which], room))
+        passed = self._domain.unstable.passed_over(np.union1d(fingerprints, gaps[0]))
+        self._passed_over = np.union1d(self._passed_over, passed)
 
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""
         self._slot_id = self._page = 0
         self._found, self._nr_candidates = [], 0
         self._domain.pool.take_gaps()
-        self._gaps = NO_GAPS
+        self._gaps, self._passed_over = NO_GAPS, NO_GAPS[0]
 
     def forget(self) -> None:
         """Forget every fingerprint: pages that are not merged are looked at anew."""

@@ -33,8 +33,23 @@ class Unstable:
         self._table.add(fingerprints, where)
 
     def waiting(self, fingerprints: Fingerprints) -> tuple[npt.NDArray[np.int64], Places]:
-        """Return (index, place): the pages that wait with fingerprints[index]."""
-        return self._table.find(fingerprints)
+        """Return (index, place): the pages that wait with fingerprints[index]; without the SKIPPED ones."""
+        index, where = self._table.find(fingerprints)
+        waits = self._has_state(where, State.UNSTABLE)
+        return index[waits], where[waits]
+
+    def passed_over(self, fingerprints: Fingerprints) -> Fingerprints:
+        """Return those of distinct fingerprints with which a page waits that the last scan SKIPPED."""
+        if not any(slot.rmap.counts[State.SKIPPED] for slot in self._slots.values()):
+            return fingerprints[:0]
+        index, where = self._table.find(fingerprints)
+        return fingerprints[np.unique(index[self._has_state(where, State.SKIPPED)])]
+
+    def _has_state(self, where: Places, state: State) -> npt.NDArray[np.bool_]:
+        has = np.zeros(len(where), dtype=np.bool_)
+        for slot_id, index in by_slot(where):
+            has[index] = self._slots[slot_id].rmap.state[pages_of(where[index])] == state
+        return has
 
     def clear(self) -> None:
         """Forget all entries."""
