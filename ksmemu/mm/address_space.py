@@ -202,7 +202,7 @@ class AddressSpace:
                 raise _error(errno.EINVAL, f"advice {advice}")
             self._check_aligned(address)
             end = address + pages_for(length) * PAGE_SIZE
-            if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
+            if length < 0 or address < 0 or end >= _ADDRESS_LIMIT:
                 raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
             vmas = self._vmas.overlapping(address, end)
             for vma in vmas:

@@ -46,6 +46,18 @@ def mappings(pid, start=0, end=1 << 64):
     return found
 
 
+def mergeable(pid, start=0, end=1 << 64):
+    """Return (start, end) of the mappings that the kernel's KSM may merge (VmFlags mg), clipped."""
+    flags = [
+        line.split()[1:]
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines()
+        if line.startswith("VmFlags:")
+    ]
+    found = zip(mappings(pid), flags, strict=True)
+    clipped = ((max(m.start, start), min(m.end, end)) for m, names in found if "mg" in names)
+    return [(low, high) for low, high in clipped if low < high]
+
+
 def private_pages(pid, start, end):
     """Return the addresses of pages that are private copies (present or swapped, not of a file)."""
     found = []
