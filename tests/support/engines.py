@@ -97,7 +97,7 @@ class Engine:
             last.append({name: self.ksmd.read(name) for name in AT_REST})
             return last[-2:-1] == last[-1:] and last[-1]["pages_volatile"] == 0
 
-        wait_until(is_still, what="rest")
+        wait_until(is_still, 100.0, "rest")
         return last[-1]
 
     def unmerge(self):
