@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import anonymous
 from tests.support.images import ImageWorker, padded
-from tests.support.kernel_ksm import process_figures
+from tests.support.kernel_ksm import process_files
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 
@@ -74,7 +74,7 @@ def rest(engine, start, images):
         members = [start(stack, engine, path) for path in images]
         # Bound now: a figure is read for each process at each rest.
         engine.members = [
-            SimpleNamespace(figures=lambda pid=pid: process_figures(engine.proc, pid)) for pid, _ in members
+            SimpleNamespace(figures=lambda pid=pid: process_files(engine.proc, pid)) for pid, _ in members
         ]
         figures = engine.rest()
         engine.members = []

@@ -1,8 +1,6 @@
 """madvise and prctl: what the kernel answers, AddressSpace.madvise() and ksmemu.prctl() must answer."""
 
-import ctypes
 import itertools
-import os
 
 import pytest
 
@@ -86,15 +84,6 @@ def prctls(_, call):
     return found
 
 
-def kernel_prctl(option, *args):
-    """The system call; libc's has a variable number of arguments."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.prctl(option, *map(ctypes.c_ulong, args))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-
-
 def test_madvise_answers_as_the_kernel(start_worker):
     kernel = start_worker().call(answers, anonymous.open_space)
     own = start_worker().call(answers, crew.open_space)
@@ -103,7 +92,7 @@ def test_madvise_answers_as_the_kernel(start_worker):
 
 
 def test_prctl_answers_as_the_kernel(start_worker):
-    kernel = start_worker().call(prctls, kernel_prctl)
+    kernel = start_worker().call(prctls, anonymous.prctl)
     own = start_worker().call(prctls, ksmemu.prctl)
     assert {answer for _, _, answer, _ in kernel} == {0, 1, -22}
     assert own == kernel

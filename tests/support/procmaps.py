@@ -48,14 +48,15 @@ def mappings(pid, start=0, end=1 << 64):
 
 def mergeable(pid, start=0, end=1 << 64):
     """Return (start, end) of the mappings that the kernel's KSM may merge (VmFlags mg), clipped."""
-    flags = [
-        line.split()[1:]
-        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines()
-        if line.startswith("VmFlags:")
-    ]
-    found = zip(mappings(pid), flags, strict=True)
-    clipped = ((max(m.start, start), min(m.end, end)) for m, names in found if "mg" in names)
-    return [(low, high) for low, high in clipped if low < high]
+    found, bounds = [], ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *words = line.split()
+        if not name.endswith(":"):
+            bounds = name
+        elif name == "VmFlags:" and "mg" in words:
+            low, high = (int(part, 16) for part in bounds.split("-"))
+            found.append((max(low, start), min(high, end)))
+    return [(low, high) for low, high in found if low < high]
 
 
 def private_pages(pid, start, end):
