@@ -42,9 +42,9 @@ def forget_to_count_releases():
 
     release = Pool.release
 
-    def release_uncounted(pool, frames):
+    def release_uncounted(pool, frames, where):
         before = pool.nr_used
-        release(pool, frames)
+        release(pool, frames, where)
         pool.nr_used = before
 
     Pool.release = release_uncounted
