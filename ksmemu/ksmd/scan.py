@@ -145,7 +145,6 @@ class Scan:
         skipped = np.zeros(len(pages), dtype=np.bool_)
         if domain.smart_scan:
             skipped = smart.skip(slot.rmap, pages)
-            domain.stats.pages_skipped += int(skipped.sum())
         settled = harvest(self._tracker, slot, pages, skipped)
         if len(settled):
             fingerprints = domain.fingerprints(slot, settled)
@@ -157,5 +156,9 @@ class Scan:
             self._nr_candidates += len(settled)
         broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
+        nr_skipped = int(skipped.sum())
+        if domain.smart_scan:
+            nr_skipped += int(smart.visit(slot.rmap, broken).sum())
+        domain.stats.pages_skipped += nr_skipped
         rehome.order(domain, slot, broken)
-        return int(skipped.sum())
+        return nr_skipped

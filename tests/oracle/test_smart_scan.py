@@ -82,3 +82,20 @@ def test_a_page_is_written_while_it_is_skipped(agree, age):
         step_and_note(engine, 43)
 
     agree(workload, smart_scan=1)
+
+
+def test_a_merged_page_that_is_written_is_visited_again(agree):
+    """It did not age while it was merged; the scan that finds it written is its next visit."""
+
+    def workload(engine):
+        one, other = engine.member(101), engine.member(101)
+        for member in (one, other):
+            member.put(0, [1])
+        one.put(30, [9])
+        step_and_note(engine, 5)
+        one.put(0, [2])
+        step_and_note(engine, 12)
+        other.put(0, [2])
+        step_and_note(engine, 14)
+
+    agree(workload, smart_scan=1)
