@@ -53,7 +53,7 @@ def put_apart(member, first, numbers):
         member.put(first + 7 * nth, [number])
 
 
-@pytest.mark.parametrize("age", [3, 7, 11])
+@pytest.mark.parametrize("age", [3, 11])
 def test_a_page_finds_no_partner_in_a_scan_that_skips_it(agree, age):
     """Old pages and new ones become equal; each pair merges in the first scan that looks at both."""
 
@@ -70,7 +70,7 @@ def test_a_page_finds_no_partner_in_a_scan_that_skips_it(agree, age):
     agree(workload, smart_scan=1)
 
 
-@pytest.mark.parametrize("age", [5, 8, 13])
+@pytest.mark.parametrize("age", [5, 13])
 def test_a_page_is_written_while_it_is_skipped(agree, age):
     def workload(engine):
         one = engine.member(101)
