@@ -36,7 +36,9 @@ class IntervalMap(Generic[V]):
         return len(self._items)
 
     def overlapping(self, start: int, end: int) -> list[Interval[V]]:
-        """Return what lies in [start, end), clipped to it."""
+        """Return what lies in [start, end), clipped to it; nothing lies in an empty range."""
+        if start >= end:
+            return []
         first = max(bisect_right(self._starts, start) - 1, 0)
         last = bisect_left(self._starts, end)
         return [

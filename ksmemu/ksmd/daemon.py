@@ -161,8 +161,7 @@ class Daemon:
             self._workers.hear(0.0)
 
     def _end_scan(self) -> None:
-        self._scan.reconsider()
-        self._scan.flush()
+        self._scan.end()
         self._workers.settle(STALLED_SECONDS)
         stats = self._domain.stats
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
@@ -248,6 +247,7 @@ class Daemon:
             pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
             states = slot.rmap.state[pages]
             slot.rmap.move(pages[states <= State.UNSTABLE], State.NEW)
+            slot.rmap.tag[pages[states <= State.UNSTABLE]] = 0
             slot.rmap.rejuvenate(pages)
         domain.count_chains()
         stopped = [worker for worker in domain.workers if worker.orders]

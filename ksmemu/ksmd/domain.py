@@ -14,7 +14,7 @@ from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
 from ksmemu.ksmd.checksum import Checksum
 from ksmemu.ksmd.events import Events
 from ksmemu.ksmd.mm_slot import MmSlot
-from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames, Pool
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, Obstacle, State
@@ -138,12 +138,16 @@ class Domain:
         rmap = slot.rmap
         pages = rmap.tracked(start, end)
         states = rmap.state[pages]
-        for state in HOLDS_FRAME:
-            self.pool.release(rmap.tag[pages[states == state]])
         if self.events.is_on:
             shown = pages[np.isin(states, SHOWS_FRAME)]
             self.events.remove(slot, shown, rmap.tag[shown].astype(np.int64))
+        holds_frame = pages[np.isin(states, HOLDS_FRAME)]
+        frames = rmap.tag[holds_frame].astype(np.int64)
+        rmap.tag[holds_frame] = self.pool.checksums(frames)
+        self.pool.release(frames, places(slot.id, holds_frame))
+        rmap.tag[pages[states == State.ZERO]] = 0
         rmap.move(pages, State.ABSENT)
+        slot.former.append(pages)
         for order in self.owner[slot.id].orders.values():
             if order.slot is slot:
                 order.live &= (order.pages < start) | (order.pages >= end)
@@ -173,7 +177,7 @@ class Domain:
         shared = self.pool.nr_used - self._nr_left()
         sharing = max(self.count(State.MERGED, State.REHOMING) - shared, 0)
         unshared = self.count(State.UNSTABLE)
-        volatile = self.count(State.WRITTEN, State.SETTLED, State.SKIPPED, State.ORDERED)
+        volatile = self.count(State.WRITTEN, State.UNSEEN, State.SETTLED, State.SKIPPED, State.ORDERED)
         zero = self.count(State.ZERO)
         items = shared + sharing + unshared + volatile
         return {

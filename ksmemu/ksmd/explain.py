@@ -30,6 +30,7 @@ _OF_STATE = {
     State.ABSENT: Reason.NEW,  # the next scan finds it
     State.NEW: Reason.NEW,
     State.WRITTEN: Reason.VOLATILE,
+    State.UNSEEN: Reason.VOLATILE,
     State.SETTLED: Reason.LOOKED_AT,
     State.SKIPPED: Reason.UNIQUE,
     State.UNSTABLE: Reason.UNIQUE,

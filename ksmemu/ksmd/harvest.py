@@ -16,11 +16,8 @@ from ksmemu import _core
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.ranges import Pages, Ranges, contains, from_core
 from ksmemu.ksmd.rmap import State
-from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
-
-_LOW_HALF = np.uint64((1 << 32) - 1)
-
 
 _SPAN_GAP = 512
 """Tracked pages closer than this are asked about in one call. Wider holes are left out: arming them would
@@ -58,7 +55,7 @@ class ChecksumTracker:
         states = rmap.state[pages]
         is_own = states <= State.UNSTABLE
         own = pages[is_own]
-        checksums = (self._fingerprint(slot, own) & _LOW_HALF).astype(np.uint32)
+        checksums = low_half(self._fingerprint(slot, own))
         written = np.zeros(len(pages), dtype=np.bool_)
         written[is_own] = (rmap.tag[own] != checksums) | (states[is_own] == State.NEW)
         rmap.tag[own] = checksums
@@ -68,8 +65,8 @@ class ChecksumTracker:
 def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[np.bool_]) -> Pages:
     """Bring the books of tracked pages up to date with what was written.
 
-    Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. Of the
-    skipped pages nothing else is learned.
+    Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. A
+    skipped page that was written is to be looked at by a later scan: until then it is UNSEEN.
 
     Returns:
         The pages that were quiet for a full scan and have no fingerprint yet.
@@ -80,8 +77,10 @@ def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[n
     states = rmap.state[pages]
     is_quiet = ~was_written
     settled: Pages = pages[(states == State.WRITTEN) & is_quiet & ~skipped]
+    is_unseen = (states == State.NEW) | (states == State.UNSEEN)
     knew_it = (states >= State.SETTLED) & (states <= State.UNSTABLE)
-    rmap.move(pages[(states == State.NEW) | (knew_it & was_written)], State.WRITTEN)
+    rmap.move(pages[(is_unseen | (knew_it & was_written)) & ~skipped], State.WRITTEN)
+    rmap.move(pages[((states == State.WRITTEN) | knew_it) & was_written & skipped], State.UNSEEN)
     rmap.move(pages[(states == State.UNSTABLE) & is_quiet & skipped], State.SKIPPED)
     rmap.move(pages[(states == State.SKIPPED) & is_quiet & ~skipped], State.UNSTABLE)
     return settled

@@ -14,27 +14,28 @@ import numpy.typing as npt
 from ksmemu import wire
 from ksmemu.ksmd import rehome, runs
 from ksmemu.ksmd.domain import Domain
-from ksmemu.ksmd.match import Claims, match
+from ksmemu.ksmd.match import Candidates, Claims, match
 from ksmemu.ksmd.mm_slot import MmSlot
-from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
-from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.worker import Order, Worker
 
 log = logging.getLogger(__name__)
 
 
-def merge(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
+def merge(domain: Domain, candidates: Candidates) -> None:
     """Match candidates and order what matched; pages that are no longer SETTLED are passed over."""
+    where, fingerprints, gaps = candidates
     settled = _is_settled(domain, where)
     where, fingerprints = where[settled], fingerprints[settled]
     if domain.use_zero_pages:
         zero = domain.is_zero(fingerprints)
         _order(domain, where[zero], np.full(int(zero.sum()), NO_FRAME, dtype=np.int64))
         where, fingerprints = where[~zero], fingerprints[~zero]
-    claims = match(where, fingerprints, domain.stable, domain.unstable, domain.max_page_sharing)
+    left = Candidates(where, fingerprints, gaps)
+    claims = match(left, domain.stable, domain.unstable, domain.max_page_sharing)
     domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
     frames, filled, has_room = _new_frames(domain, claims)
     is_good = filled[claims.number]
@@ -154,7 +155,8 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
     rmap.move(order.pages[done & has_frame], State.MERGED)
     rmap.move(order.pages[done & ~has_frame], State.ZERO)
     refused = order.live & (errors != 0)
-    pool.release(order.frames[refused])
+    rmap.tag[order.pages[refused]] = pool.checksums(order.frames[refused])
+    pool.release(order.frames[refused], places(order.slot.id, order.pages[refused]))
     rmap.move(order.pages[refused], State.WRITTEN)
     rmap.give_up(order.pages[refused & (errors == errno.ENOMEM)], Obstacle.MAPPING_BUDGET)
     domain.stats.merges += int(done.sum())

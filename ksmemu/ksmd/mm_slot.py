@@ -42,6 +42,9 @@ class MmSlot:
     """Pages that the own object holds besides those in the books (advised once, and not now), as of the last
     discovery; None: there is something to discover."""
 
+    former: list[Pages] = field(default_factory=list)
+    """Pages that were forgotten since the scan came by; it knows them again if they are back by then."""
+
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
 
@@ -74,6 +77,12 @@ class MmSlot:
             pages = expand(from_core(found, PAGE_SIZE))
             self.rmap.track(pages[self.rmap.state[pages] == State.ABSENT], State.NEW)
         self.known_surplus = held - self._in_books()
+
+    def drop_former(self) -> None:
+        """Of what was forgotten and is not back, forget the checksums too."""
+        for pages in self.former:
+            self.rmap.tag[pages[self.rmap.state[pages] == State.ABSENT]] = 0
+        self.former.clear()
 
     def hole_bytes(self) -> int:
         """Return how much the own object can still grow."""

@@ -18,7 +18,7 @@ from ksmemu.control.tunables import U32_MAX
 from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
-from ksmemu.ksmd.ranges import contains
+from ksmemu.ksmd.ranges import Pages, contains
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.worker import Worker
 
@@ -44,7 +44,7 @@ class Mmlist:
                 pages = slot.rmap.tracked(0, slot.nr_pages)
                 states = slot.rmap.state[pages]
                 rehome.order(self._domain, slot, pages[states == State.MERGED])
-                slot.rmap.move(pages[states <= State.UNSTABLE], State.ABSENT)
+                _forget(slot, pages[states <= State.UNSTABLE])
         self._touched.clear()
 
     def visit(self, slot: MmSlot) -> bool:
@@ -67,7 +67,7 @@ class Mmlist:
         pages = pages[~contains(advised.reshape(-1, 2), pages)]
         states = slot.rmap.state[pages]
         slot.rmap.move(pages[states == State.MERGED], State.LEFT)
-        slot.rmap.move(pages[states <= State.UNSTABLE], State.ABSENT)
+        _forget(slot, pages[states <= State.UNSTABLE])
 
     def died(self, worker: Worker) -> None:
         """A process is dead; its memory is held until the scan comes by."""
@@ -78,6 +78,11 @@ class Mmlist:
         for worker in self._dead:
             connection.reap(self._domain, worker)
         self._dead.clear()
+
+
+def _forget(slot: MmSlot, pages: Pages) -> None:
+    slot.rmap.move(pages, State.ABSENT)
+    slot.former.append(pages)
 
 
 def renamed(counters: Mapping[str, int]) -> dict[str, int]:

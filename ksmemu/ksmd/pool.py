@@ -15,9 +15,10 @@ import numpy.typing as npt
 from ksmemu import _core, shared_object
 from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.ladder import Ladders
+from ksmemu.ksmd.place import Places
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import NO_FRAME
-from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
 
 _SHARE = 4
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 Frames = npt.NDArray[np.int64]
 """Frame numbers."""
+Gaps = tuple[Fingerprints, Places]
+"""Of each page that left a frame which others go on sharing: the content of it, the place of the page."""
+NO_GAPS: Gaps = (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64))
 
 
 class Pool:
@@ -53,7 +57,7 @@ class Pool:
         self.pending = column(self.nr_frames, np.uint32)
         self.fingerprint = column(self.nr_frames, np.uint64)
         self.is_fresh = column(self.nr_frames, np.bool_)
-        self._has_room_again = column(self.nr_frames, np.bool_)
+        self._left: list[tuple[Places, Frames]] = []
         self.max_used = self.nr_frames
         self.nr_used = 0
         self.nr_refs = 0
@@ -118,22 +122,31 @@ class Pool:
         which, counts = np.unique(frames, return_counts=True)
         self.pending[which] -= counts.astype(np.uint32)
 
-    def release(self, frames: Frames) -> None:
-        """Give a reference of each entry back; frames without one are punched."""
+    def release(self, frames: Frames, where: Places) -> None:
+        """Give back the reference that the page at each place holds; frames without one are punched."""
+        self._left.append((where, frames))
         which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
         self.nr_refs -= int(counts.sum())
         self.refs[which] -= counts.astype(np.uint32)
-        self._has_room_again[which] = True
         gone = which[self.refs[which] == 0]
         self.nr_used -= len(gone)
         self.ladders.drop(gone)
         self.discard(gone)
 
-    def take_reopened(self) -> Frames:
-        """Return the frames in use that lost a reference since the last call."""
-        frames = np.flatnonzero(self._has_room_again[: self._high])
-        self._has_room_again[frames] = False
-        return frames[self.refs[frames] > 0]
+    def take_gaps(self) -> Gaps:
+        """Return where pages left frames that are still in use, since the last call."""
+        left, self._left = self._left, []
+        if not left:
+            return NO_GAPS
+        where, frames = (np.concatenate(column) for column in zip(*left, strict=True))
+        is_used = (frames != NO_FRAME) & (self.refs[np.where(frames == NO_FRAME, 0, frames)] > 0)
+        return self.fingerprint[frames[is_used]], where[is_used]
+
+    def checksums(self, frames: Frames) -> npt.NDArray[np.uint32]:
+        """Return what a page that left these frames has for its last checksum; 0 for NO_FRAME."""
+        known = frames != NO_FRAME
+        fingerprints = self.fingerprint[np.where(known, frames, 0)]
+        return np.where(known, low_half(fingerprints), 0).astype(np.uint32)
 
     def set_aside(self, nr: int) -> int | None:
         """Take nr consecutive frames out of what allocate() gives; return the first, or None."""

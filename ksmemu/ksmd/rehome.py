@@ -15,6 +15,7 @@ from ksmemu import room, wire
 from ksmemu.ksmd import runs
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.place import places
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import NO_FRAME, State
 from ksmemu.ksmd.worker import Order
@@ -37,7 +38,8 @@ def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     home = done.live & (errors == 0)
     if domain.events.is_on:
         domain.events.remove(done.slot, done.pages[home], done.frames[home])
-    domain.pool.release(done.frames[home])
+    rmap.tag[done.pages[home]] = domain.pool.checksums(done.frames[home])
+    domain.pool.release(done.frames[home], places(done.slot.id, done.pages[home]))
     rmap.move(done.pages[home], State.WRITTEN)
     # What failed is merged still, and found again by the next scan.
     failed = done.live & (errors != 0)

@@ -31,24 +31,26 @@ class State(enum.IntEnum):
 
     ABSENT = 0
     NEW = 1
-    """Found, and no scan has passed it yet."""
+    """Found, and no scan has passed it yet. Tag, as up to SETTLED: low half of its last fingerprint, or 0."""
     WRITTEN = 2
     """Written since the scan before, as of the last scan (the kernel's volatile)."""
-    SETTLED = 3
+    UNSEEN = 3
+    """Written, and passed over since (smart scan): a scan has yet to look at it, as at a NEW page."""
+    SETTLED = 4
     """Quiet for a full scan; its fingerprint waits to be matched."""
-    SKIPPED = 4
-    """As UNSTABLE, but passed over by the last scan (smart scan): the kernel takes it out of its tree."""
-    UNSTABLE = 5
+    SKIPPED = 5
+    """As UNSTABLE, but passed over by the last scan (smart scan): as in the kernel it finds no partner."""
+    UNSTABLE = 6
     """Unique among what is quiet: waits in the unstable table. Tag: low half of its fingerprint."""
-    ORDERED = 6
+    ORDERED = 7
     """A merge is under way. Tag: the frame, which is referenced already."""
-    MERGED = 7
+    MERGED = 8
     """Tag: the frame."""
-    ZERO = 8
+    ZERO = 9
     """Shows the zero page; tag: NO_FRAME."""
-    REHOMING = 9
+    REHOMING = 10
     """On the way back, because it was written (BROKEN) or is unmerged. Tag: the frame, still referenced."""
-    LEFT = 10
+    LEFT = 11
     """Merged, and no longer ours to count: its advice was withdrawn as in 2009. Tag: the frame."""
 
 
@@ -67,6 +69,7 @@ SHOWS_FRAME = (State.MERGED, State.ZERO, State.REHOMING, State.LEFT)
 """Its mapping names a frame or the zero page, as an outcome said."""
 HAS_ITEM = (
     State.WRITTEN,
+    State.UNSEEN,
     State.SETTLED,
     State.SKIPPED,
     State.UNSTABLE,

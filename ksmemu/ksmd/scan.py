@@ -7,18 +7,22 @@ again until it is written: the cost of a scan follows what was written, not what
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ksmemu.ksmd import merge, rehome, smart
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
+from ksmemu.ksmd.match import Candidates
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.place import Places, places
+from ksmemu.ksmd.pool import NO_GAPS, Gaps
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import State
-from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.table import Fingerprints, low_half
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,17 @@ SLICE_PAGES = 8192
 """Most pages between two looks at the sockets: bounds how long a dead worker's frames are kept."""
 CANDIDATES = 32768
 """Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
+
+
+class _Found(NamedTuple):
+    """Candidates: pages, what they hold, and whether that is another than before they were written."""
+
+    where: Places
+    fingerprints: Fingerprints
+    changed: npt.NDArray[np.bool_]
+
+
+_NOTHING = _Found(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_))
 
 
 class Scan:
@@ -37,9 +52,9 @@ class Scan:
         self._mmlist = mmlist
         self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
         self._page = 0
-        self._reopened = np.empty(0, dtype=np.int64)  # frames that got room in the full scan before
-        self._where: list[Places] = []
-        self._fingerprints: list[Fingerprints] = []
+        self._gaps = NO_GAPS  # that opened in the full scan before
+        self._passed_over = NO_GAPS[0]  # contents whose match awaits a page that was skipped
+        self._found: list[_Found] = []
         self._nr_candidates = 0
 
     def step(self, budget: int) -> tuple[int, bool]:
@@ -59,8 +74,10 @@ class Scan:
             return 0, self._go_on_after(slot)
         end, count = slot.nr_pages, 0
         try:
-            if self._page == 0 and slot.has_unseen_data():
-                slot.discover()
+            if self._page == 0:
+                if slot.has_unseen_data():
+                    slot.discover()
+                slot.drop_former()
             end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
             count -= self._scan(slot, self._page, end)
         except OSError as error:
@@ -70,7 +87,7 @@ class Scan:
         domain.stats.pages_scanned += count
         self._page = end
         if self._nr_candidates >= CANDIDATES:
-            self.flush()
+            self._flush(NO_GAPS)
         return count, end == slot.nr_pages and self._go_on_after(slot)
 
     def _go_on_after(self, slot: MmSlot) -> bool:
@@ -89,35 +106,36 @@ class Scan:
                 return slot
         return None
 
-    def reconsider(self) -> None:
-        """Make candidates of the pages that wait while a frame of their content has room again.
+    def end(self) -> None:
+        """Match and order the rest of a full scan, and pages that wait for room or for one that was skipped.
 
-        A full scan late, so that a page that was written with what it held comes first, as in the kernel.
+        Room is used a full scan late: only then is known which pages were written with what they held.
         """
-        domain = self._domain
-        reopened, self._reopened = self._reopened, domain.pool.take_reopened()
-        prints = np.unique(domain.pool.fingerprint[reopened])
-        index, where = domain.unstable.waiting(prints)
-        if len(where):
-            domain.move(where, State.SETTLED)
-            self._add(where, prints[index])
+        gaps, self._gaps = self._gaps, self._domain.pool.take_gaps()
+        passed, self._passed_over = self._passed_over, NO_GAPS[0]
+        self._flush((np.concatenate([gaps[0], passed]), np.pad(gaps[1], (0, len(passed)))))
 
-    def _add(self, where: Places, fingerprints: Fingerprints) -> None:
-        self._where.append(where)
-        self._fingerprints.append(fingerprints)
-        self._nr_candidates += len(where)
+    def _flush(self, gaps: Gaps) -> None:
+        """Match and order what has been found so far.
 
-    def flush(self) -> None:
-        """Match and order what has been found so far."""
-        if self._nr_candidates:
-            where, fingerprints = np.concatenate(self._where), np.concatenate(self._fingerprints)
-            self._where, self._fingerprints, self._nr_candidates = [], [], 0
-            merge.merge(self._domain, where, fingerprints)
+        The kernel takes a page with the checksum it had before one scan earlier than one that changed.
+        """
+        if not self._found and not len(gaps[0]):
+            return
+        where, fingerprints, changed = map(np.concatenate, zip(_NOTHING, *self._found, strict=True))
+        self._found, self._nr_candidates = [], 0
+        open_to_all = gaps[0], np.zeros_like(gaps[1])
+        for which, room in ((~changed, gaps), (changed, open_to_all)):
+            merge.merge(self._domain, Candidates(where[which], fingerprints[which], room))
+        passed = self._domain.unstable.passed_over(np.union1d(fingerprints, gaps[0]))
+        self._passed_over = np.union1d(self._passed_over, passed)
 
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""
         self._slot_id = self._page = 0
-        self._where, self._fingerprints, self._nr_candidates = [], [], 0
+        self._found, self._nr_candidates = [], 0
+        self._domain.pool.take_gaps()
+        self._gaps, self._passed_over = NO_GAPS, NO_GAPS[0]
 
     def forget(self) -> None:
         """Forget every fingerprint: pages that are not merged are looked at anew."""
@@ -135,13 +153,16 @@ class Scan:
         skipped = np.zeros(len(pages), dtype=np.bool_)
         if domain.smart_scan:
             skipped = smart.skip(slot.rmap, pages)
-            domain.stats.pages_skipped += int(skipped.sum())
         settled = harvest(self._tracker, slot, pages, skipped)
         self._become_candidates(slot, pages, settled)
         broken = find_broken(slot, pages)
         domain.stats.pages_broken += len(broken)
+        nr_skipped = int(skipped.sum())
+        if domain.smart_scan:
+            nr_skipped += int(smart.visit(slot.rmap, broken).sum())
+        domain.stats.pages_skipped += nr_skipped
         rehome.order(domain, slot, broken)
-        return int(skipped.sum())
+        return nr_skipped
 
     def _become_candidates(self, slot: MmSlot, pages: Pages, settled: Pages) -> None:
         """Fingerprint what is settled; in 2009 also what is not, as far as it equals a merged page."""
@@ -154,5 +175,9 @@ class Scan:
             # The stable tree was searched first, and the checksum looked at after that.
             may_merge = np.isin(found, settled) | domain.stable.holds(fingerprints)
             found, fingerprints = found[may_merge], fingerprints[may_merge]
+        checksums = low_half(fingerprints)
+        changed = slot.rmap.tag[found] != checksums
+        slot.rmap.tag[found] = checksums
         slot.rmap.move(found, State.SETTLED)
-        self._add(places(slot.id, found), fingerprints)
+        self._found.append(_Found(places(slot.id, found), fingerprints, changed))
+        self._nr_candidates += len(found)

@@ -22,17 +22,21 @@ def skip(rmap: Rmap, pages: Pages) -> npt.NDArray[np.bool_]:
     are always looked at, and do not age.
     """
     is_ours = rmap.state[pages] <= State.UNSTABLE
-    ours = pages[is_ours]
+    skipped = np.zeros(len(pages), dtype=np.bool_)
+    skipped[is_ours] = visit(rmap, pages[is_ours])
+    return skipped
+
+
+def visit(rmap: Rmap, ours: Pages) -> npt.NDArray[np.bool_]:
+    """Note a visit to pages that are not merged, or no longer; return of each whether it passes them over."""
     age = rmap.age[ours]
     rmap.age[ours] = np.minimum(age.astype(np.int64) + 1, _MAX_AGE)
     is_old = age >= _NEVER_BELOW
-    may_skip = is_old & (rmap.skips[ours] > 0)
+    may_skip: npt.NDArray[np.bool_] = is_old & (rmap.skips[ours] > 0)
     rmap.skips[ours[may_skip]] -= 1
     looked_at = is_old & ~may_skip
     rmap.skips[ours[looked_at]] = skips_after(age[looked_at])
-    skipped = np.zeros(len(pages), dtype=np.bool_)
-    skipped[is_ours] = may_skip
-    return skipped
+    return may_skip
 
 
 def skips_after(age: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,8 @@ Fingerprints = npt.NDArray[np.uint64]
 Values = npt.NDArray[np.uint64]
 IsAlive = Callable[[Fingerprints, Values], npt.NDArray[np.bool_]]
 
+_LOW_HALF = np.uint64((1 << 32) - 1)
+
 _RECENT_MIN = 4096
 _RECENT_SHARE = 8
 """The small array is merged into the large one when it is longer than this part of it."""
@@ -69,6 +71,12 @@ class FingerprintTable:
         fingerprints, values = (np.concatenate(parts) for parts in zip(self._base, self._recent, strict=True))
         alive = self._is_alive(fingerprints, values)
         return fingerprints[alive], values[alive]
+
+
+def low_half(fingerprints: Fingerprints) -> npt.NDArray[np.uint32]:
+    """Return the checksums that go into the books: the low halves."""
+    checksums: npt.NDArray[np.uint32] = (fingerprints & _LOW_HALF).astype(np.uint32)
+    return checksums
 
 
 def _merged(

@@ -414,7 +414,7 @@ class AddressSpace:
         """Return where a range ends that is rounded up to whole pages; EINVAL: misaligned, or it wraps."""
         self._check_aligned(address)
         end = address + pages_for(length) * PAGE_SIZE
-        if length < 0 or address < 0 or end > _ADDRESS_LIMIT:
+        if length < 0 or address < 0 or end >= _ADDRESS_LIMIT:
             raise _error(errno.EINVAL, f"[{address:#x}, +{length}) wraps")
         return end
 

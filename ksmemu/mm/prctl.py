@@ -33,7 +33,7 @@ def set_memory_merge(on: bool) -> None:  # noqa: FBT001 - as the prctl
 
     As prctl(PR_SET_MEMORY_MERGE): children inherit it, over fork and over exec (there in the environment
     variable KSMEMU_MEMORY_MERGE). Turning it off where it is on unmerges all, also what madvise() marked;
-    madvise(MADV_UNMERGEABLE) takes a range out.
+    madvise(MADV_UNMERGEABLE) takes a range out; turning it on where it is on does not bring that back.
 
     Turning it off is a refusal as well, wherever it stood: what merge_pid has made mergeable is unmerged, and
     merge_pid has no effect on this process until it is turned on.
@@ -43,7 +43,8 @@ def set_memory_merge(on: bool) -> None:  # noqa: FBT001 - as the prctl
             setting is unchanged. Turning it off: all is mergeable again, where memory allows.
     """
     if on:
-        _advise_all(MADV_MERGEABLE)
+        if not flags.merge_any:
+            _advise_all(MADV_MERGEABLE)
     elif flags.merge_any:
         try:
             _advise_all(MADV_UNMERGEABLE)

@@ -76,3 +76,15 @@ def test_advice_is_withdrawn_and_everything_unmerged(comparing, twins):
         assert all(twin.read(page) == content(repr((0, page))) for page in range(23))
     comparing.scan(2)
     assert comparing.read("pages_sharing") == 16
+
+
+def test_a_waiting_page_is_found_by_one_of_its_node(comparing, memory):
+    comparing.write("merge_across_nodes", 0)
+    one, other, far = (memory(comparing, node=node) for node in (1, 1, 0))
+    one.fill(range(1))
+    comparing.scan(3)
+    assert comparing.read("pages_unshared") == 1
+    other.fill(range(1))
+    far.fill(range(1))
+    comparing.scan(3)
+    assert (comparing.read("pages_sharing"), comparing.read("pages_unshared")) == (1, 1)

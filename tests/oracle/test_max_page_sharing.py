@@ -70,6 +70,39 @@ def test_dups_that_empty(agree, limit):
     agree(workload, max_page_sharing=limit)
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+def test_who_comes_first_in_the_scan_is_served_first(agree, limit):
+    """Not who waits: the figures of the processes tell."""
+
+    def workload(engine):
+        one, other = engine.member(61), engine.member(61)
+        other.put(0, [1])
+        engine.rest()
+        one.put(7, [1] * limit)
+        engine.rest()
+
+    agree(workload, max_page_sharing=limit)
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_page_that_is_written_with_what_it_held_takes_its_place_again(agree, limit):
+    """Also before one that comes earlier in the scan: its checksum did not change."""
+
+    def workload(engine):
+        one, other = engine.member(61), engine.member(61)
+        other.put(0, [1] * limit)
+        engine.rest()
+        other.put(0, [1])
+        one.put(7, [1])
+        engine.rest()
+        other.discard(1, 1)
+        other.put(1, [1])
+        other.put(limit, [1])
+        engine.rest()
+
+    agree(workload, max_page_sharing=limit)
+
+
 def test_the_limit_changes_after_everything_is_unmerged(agree):
     def workload(engine):
         engine.member(61).put(0, [1] * 53)

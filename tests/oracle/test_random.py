@@ -10,7 +10,7 @@ import ksmemu
 
 pytestmark = pytest.mark.root
 SEED = int(os.environ.get("KSMEMU_ORACLE_SEED", "2009"))
-EXAMPLES = int(os.environ.get("KSMEMU_ORACLE_EXAMPLES", "97"))
+EXAMPLES = int(os.environ.get("KSMEMU_ORACLE_EXAMPLES", "61"))
 NR_MEMBERS, NR_PAGES, NR_CONTENTS = 3, 23, 5
 
 spans = st.tuples(st.integers(0, NR_PAGES - 1), st.integers(1, 11)).map(

@@ -3,6 +3,7 @@
 import pytest
 
 import ksmemu
+from tests.support.procmaps import PAGE
 
 pytestmark = pytest.mark.root
 NR_PAGES = 13
@@ -23,6 +24,18 @@ def test_twins(agree):
     def workload(engine):
         one, other = twins(engine)
         assert one.differing(0, TWINS) == other.differing(3, TWINS) == []
+
+    agree(workload)
+
+
+def test_the_profits_of_the_processes_add_up_to_more_than_the_general_one(agree):
+    """Each counts every page that it shares, the general one only those that are saved."""
+
+    def workload(engine):
+        members = twins(engine)
+        profits = [int(member.figures()["ksm_stat"].split()[7]) for member in members]
+        surplus = sum(profits) - engine.ksmd.read("general_profit")
+        assert surplus == engine.ksmd.read("pages_shared") * PAGE
 
     agree(workload)
 

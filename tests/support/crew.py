@@ -70,6 +70,10 @@ def unmap(state, first, nr):
     state.space.munmap(state.start + first * PAGE, nr * PAGE)
 
 
+def map_again(state, first, nr):
+    state.space.mmap(nr * PAGE, state.start + first * PAGE)
+
+
 def close_space(state):
     state.space.close()
 
@@ -127,9 +131,10 @@ def is_filled_with(state, first, nr, value):
 
 
 def open_ordinary_space(state, nr_pages):
-    """Map a space and advise nothing."""
+    """Map a space and advise nothing; return (pid, start, end)."""
     state.space = ksmemu.AddressSpace(nr_pages * PAGE)
     state.start = state.space.mmap(nr_pages * PAGE)
+    return os.getpid(), state.start, state.start + nr_pages * PAGE
 
 
 def number_pages(state, first, numbers):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ksmemu
 from tests.support import anonymous, crew, procmaps
-from tests.support.kernel_ksm import process_figures
+from tests.support.kernel_ksm import process_files
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
@@ -34,6 +34,8 @@ class OwnCrew:
     close_space = staticmethod(crew.close_space)
     differing = staticmethod(crew.differing)
     fill_with = staticmethod(crew.fill_with)
+    map_again = staticmethod(crew.map_again)
+    open_ordinary_space = staticmethod(crew.open_ordinary_space)
     open_space = staticmethod(crew.open_space)
     put = staticmethod(crew.put)
     put_byte = staticmethod(crew.put_byte)
@@ -46,6 +48,15 @@ class OwnCrew:
         state.space.munmap(at, nr * PAGE)
         state.space.mmap(nr * PAGE, at)
         state.space.madvise(at, nr * PAGE, ksmemu.MADV_MERGEABLE)
+
+    @staticmethod
+    def set_merge(_, on):
+        """Call the prctl."""
+        ksmemu.set_memory_merge(on)
+
+    @staticmethod
+    def leave_the_rest_out(_):
+        """Of the process only its spaces are mergeable."""
 
 
 @dataclass
@@ -68,9 +79,9 @@ class Engine:
         self.started.append(worker)
         return worker
 
-    def member(self, nr_pages):
+    def member(self, nr_pages, opener="open_space"):
         """Return a member with a mapped and advised space; members register in this order."""
-        member = Member(self, self._worker(), nr_pages)
+        member = Member(self, self._worker(), opener, nr_pages)
         self.members.append(member)
         return member
 
@@ -97,7 +108,7 @@ class Engine:
             last.append({name: self.ksmd.read(name) for name in AT_REST})
             return last[-2:-1] == last[-1:] and last[-1]["pages_volatile"] == 0
 
-        wait_until(is_still, what="rest")
+        wait_until(is_still, 100.0, "rest")
         return last[-1]
 
     def unmerge(self):
@@ -146,22 +157,23 @@ class Engine:
 class Member:
     """A worker with one space, on either engine."""
 
-    def __init__(self, engine, worker, nr_pages):
+    def __init__(self, engine, worker, opener, nr_pages):
         self._engine, self._worker = engine, worker
-        self.space = worker.call(engine.crew.open_space, nr_pages)
+        self.space = worker.call(getattr(engine.crew, opener), nr_pages)
         self.is_open = True
 
     def figures(self):
-        """Return ksm_stat of its process; what ksmemu says there is what its mappings show."""
+        """Return the files of its process, to the byte; what ksmemu says there is what its mappings show."""
         if not self.is_open:
             return None
-        figures = process_figures(self._engine.proc, self.space[0])
+        files = process_files(self._engine.proc, self.space[0])
         if self._engine.crew is not anonymous:
+            figures = dict(line.split() for line in files["ksm_stat"].splitlines())
             found = procmaps.recount([self.space])
             assert found.broken == 0
             shown = int(figures["ksm_merging_pages"]) + int(figures["ksm_zero_pages"])
             assert found.merged + found.zero == shown
-        return figures
+        return files
 
     def exit(self):
         """Let the worker end."""

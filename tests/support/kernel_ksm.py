@@ -111,7 +111,6 @@ def _start_guard(saved, lock):
     return guard
 
 
-def process_figures(proc, pid):
-    """Return what PID/ksm_stat under a proc folder says."""
-    text = (proc / str(pid) / "ksm_stat").read_text()
-    return dict(line.replace(":", "").split() for line in text.splitlines())
+def process_files(proc, pid):
+    """Return the text of the files of a process under a proc folder."""
+    return {name: (proc / str(pid) / name).read_text() for name in ("ksm_stat", "ksm_merging_pages")}

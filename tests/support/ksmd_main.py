@@ -10,12 +10,13 @@ def release_at_break():
     """A reference is given back when a page is found broken, not when it is home again."""
     from ksmemu.ksmd import harvest, rehome
     from ksmemu.ksmd.domain import Domain
+    from ksmemu.ksmd.place import places
     from ksmemu.ksmd.rmap import State
 
     forget = Domain.forget
 
     def let_go(domain, slot, pages):
-        domain.pool.release(slot.rmap.tag[pages])
+        domain.pool.release(slot.rmap.tag[pages], places(slot.id, pages))
         slot.rmap.move(pages, State.WRITTEN)
 
     def forget_and_let_go(domain, *where):
@@ -41,9 +42,9 @@ def forget_to_count_releases():
 
     release = Pool.release
 
-    def release_uncounted(pool, frames):
+    def release_uncounted(pool, frames, where):
         before = pool.nr_used
-        release(pool, frames)
+        release(pool, frames, where)
         pool.nr_used = before
 
     Pool.release = release_uncounted

@@ -46,6 +46,19 @@ def mappings(pid, start=0, end=1 << 64):
     return found
 
 
+def mergeable(pid, start=0, end=1 << 64):
+    """Return (start, end) of the mappings that the kernel's KSM may merge (VmFlags mg), clipped."""
+    found, bounds = [], ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *words = line.split()
+        if not name.endswith(":"):
+            bounds = name
+        elif name == "VmFlags:" and "mg" in words:
+            low, high = (int(part, 16) for part in bounds.split("-"))
+            found.append((max(low, start), min(high, end)))
+    return [(low, high) for low, high in found if low < high]
+
+
 def private_pages(pid, start, end):
     """Return the addresses of pages that are private copies (present or swapped, not of a file)."""
     found = []

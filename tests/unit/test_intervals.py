@@ -75,3 +75,9 @@ def test_an_empty_interval_changes_nothing():
     tested.put(7, 7, "b")
     tested.put(9, 5, "b")
     assert list(tested) == [Interval(3, 11, "a")]
+
+
+def test_nothing_lies_in_an_empty_range():
+    tested = IntervalMap()
+    tested.put(3, 11, "a")
+    assert tested.overlapping(7, 7) == tested.overlapping(9, 5) == []

@@ -77,8 +77,8 @@ def test_a_ladder_goes_with_the_last_dup_of_its_content():
     with a_pool_with_one_content(2) as (pool, dups):
         shown(pool, np.arange(1000), dups[np.arange(1000) % 2])
         pool.settle(dups)
-        pool.release(dups[:1])
+        pool.release(dups[:1], dups[:1])
         assert pool.ladders.nr_frames == RUNGS
         assert pool.blocks_bytes() == (RUNGS + 1) * PAGE_SIZE
-        pool.release(dups[1:])
+        pool.release(dups[1:], dups[1:])
         assert (pool.ladders.nr_frames, pool.blocks_bytes(), pool.nr_used) == (0, 0, 0)

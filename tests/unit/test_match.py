@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from ksmemu.ksmd.match import match
+from ksmemu.ksmd.match import Candidates, _find_room, match
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import pages_of, places
 from ksmemu.ksmd.pool import Pool
@@ -48,7 +48,7 @@ class Books:
         self.slot.rmap.track(pages, State.SETTLED)
         where, column = places(SLOT, pages), np.array(prints, dtype=np.uint64)
         waiting = {page for page in self.prints if self._is(page, State.UNSTABLE)}
-        claims = match(where, column, self.stable, self.unstable, self.limit)
+        claims = match(Candidates(where, column), self.stable, self.unstable, self.limit)
         self._check(claims, set(pages.tolist()), waiting)
         self._obey(claims)
         return claims
@@ -150,3 +150,33 @@ def test_the_same_run_in_another_place_gets_the_same_frames_in_a_row():
         claims = held.arrive(list(range(1000, 1097)))
         ascending = np.argsort(pages_of(claims.known))
         assert len(lay_out(pages_of(claims.known)[ascending], claims.frames[ascending])) == 1
+
+
+def turns(steps, room):
+    """Return of the pages, in their turn, which find room; steps are 'page' or 'gap'."""
+    left = max(room - steps.count("gap"), 0)
+    for step in steps:
+        if step == "page":
+            yield left > 0
+        left = max(left - 1, 0) if step == "page" else left + 1
+
+
+@few
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(["page", "gap"]), max_size=13), st.integers(0, 5)),
+        min_size=1,
+        max_size=7,
+    )
+)
+def test_room_is_for_those_who_come_after_it_was_made(contents):
+    pages, gaps, room, expected = [], [], [], []
+    for content, (steps, free) in enumerate(contents):
+        for at, step in enumerate(steps):
+            (pages if step == "page" else gaps).append((content, at))
+        room += [free] * steps.count("page")
+        expected += turns(steps, free)
+    columns = [np.array(rows, dtype=np.uint64).reshape(-1, 2).T for rows in (pages, gaps)]
+    (prints, where), gap_columns = columns
+    found = _find_room(where, prints, np.array(room, dtype=np.int64), tuple(gap_columns))
+    assert found.tolist() == expected

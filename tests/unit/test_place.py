@@ -25,7 +25,7 @@ def test_by_slot_gives_every_place_back_in_its_order(model):
 @quick
 @given(st.lists(st.tuples(slots, pages), max_size=31))
 def test_places_sort_by_slot_and_then_by_page(model):
-    where = [int(places(slot, np.array([page]))[0]) for slot, page in model]
+    where = np.array([int(places(s, np.array([p]))[0]) for s, p in model], dtype=np.uint64)
     assert [model[i] for i in np.argsort(where, kind="stable")] == sorted(model)
 
 

@@ -65,7 +65,7 @@ def test_references_are_those_of_a_recount(steps):
                 refs.update(entries.tolist())
             else:
                 entries = frames_of(refs)[number : number + times]
-                pool.release(entries)
+                pool.release(entries, entries)
                 refs.subtract(entries.tolist())
             assert {f: int(pool.refs[f]) for f in range(47) if pool.refs[f]} == +refs
             assert (pool.nr_used, pool.nr_refs) == (len(+refs), refs.total())
@@ -83,9 +83,9 @@ def test_frames_hold_what_was_filled_and_are_given_back():
         assert pool.blocks_bytes() == 23 * PAGE
         shown = [os.pread(pool.read_only(), PAGE, int(frame) * PAGE) for frame in frames]
         assert shown == contents
-        pool.release(frames)
+        pool.release(frames, frames)
         assert pool.blocks_bytes() == 23 * PAGE
-        pool.release(frames)
+        pool.release(frames, frames)
         assert pool.blocks_bytes() == 0
 
 
@@ -102,7 +102,7 @@ def test_the_zero_page_is_no_frame_to_release():
     with pool_of(7) as pool:
         frames = pool.allocate(3)
         pool.acquire(frames)
-        pool.release(np.array([NO_FRAME, frames[0], NO_FRAME]))
+        pool.release(np.array([NO_FRAME, frames[0], NO_FRAME]), np.arange(3))
         assert (pool.nr_used, pool.nr_refs) == (2, 2)
 
 
