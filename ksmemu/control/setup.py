@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What `ksmemu start`, ksmemu.Ksmd and `python -m ksmemu.ksmd` have options for, of the same names."""
+    """What `ksmemu start` and ksmemu.Ksmd have options for, of the same names."""
 
     fuse: bool = False
     """Serve the control files by FUSE: a bad store gets the kernel's errno, and each store is obeyed."""
@@ -17,6 +17,6 @@ class Setup:
     events: bool = False
     """Write events from the first scan on."""
 
-    def options(self) -> Iterator[str]:
-        """Yield the options that say so on a command line."""
-        return (f"--{field.name}" for field in fields(self) if getattr(self, field.name))
+    def names(self) -> Iterator[str]:
+        """Yield the names of what holds: Setup(**dict.fromkeys(names, True)) is the same again."""
+        return (field.name for field in fields(self) if getattr(self, field.name))

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import click
 
 from ksmemu import _core, features
-from ksmemu.cli.options import setup_options
 from ksmemu.control.setup import Setup
 from ksmemu.instance import Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
@@ -77,22 +76,22 @@ def _serve(
     default=features.tracker,
     help="How to learn of writes; default: the best that the kernel has.",
 )
-@setup_options
-def main(
+@click.option("--with", "names", multiple=True, metavar="NAME", help="What a Setup has besides.")
+def main(  # noqa: PLR0913, PLR0917 (the options)
     directory: str,
     settings: tuple[str, ...],
     ready_fd: int,
     lifeline_fd: int | None,
     tracker: str,
-    **setup: bool,
+    names: tuple[str, ...],
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
-    how = Setup(**setup)
+    setup = Setup(**dict.fromkeys(names, True))
     try:
         features.require()
-        if how.fuse:
+        if setup.fuse:
             features.require_fuse()
-        new_daemon = functools.partial(Daemon, setup=how, tracks=tracker == "written")
+        new_daemon = functools.partial(Daemon, setup=setup, tracks=tracker == "written")
         _serve(directory, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
     except OSError as error:
         text = (error.strerror or str(error)).replace("\n", "; ")
