@@ -8,12 +8,22 @@ import pytest
 
 from ksmemu import Ksmd
 from ksmemu.control import launch
+from ksmemu.mm import flags
 from tests.support import procmaps
 from tests.support.processes import Worker
 
 
 def pytest_report_header():
     return f"kernel {os.uname().release}, uid {os.geteuid()}, {os.cpu_count()} cores"
+
+
+@pytest.fixture(autouse=True)
+def the_prctl_is_put_back():
+    """What set_memory_merge() leaves in this process, and in the environment of what it starts, is undone."""
+    yield
+    flags.set_merge_any(False)
+    flags.refuses = False
+    del os.environ[flags.VARIABLE]
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_VARIABLE = "KSMEMU_MEMORY_MERGE"
+VARIABLE = "KSMEMU_MEMORY_MERGE"
+"""Of the environment: what a new program inherits, 1 or 0."""
 
-merge_any = os.environ.get(_VARIABLE) == "1"
+merge_any = os.environ.get(VARIABLE) == "1"
 """Every mapping is mergeable (MMF_VM_MERGE_ANY): this process has asked for it, or inherits it."""
 
-refuses = os.environ.get(_VARIABLE) == "0"
+refuses = os.environ.get(VARIABLE) == "0"
 """Nobody else may ask for it: this process has turned merging off, or inherits that."""
 
 merge_all: set[Path] = set()
@@ -25,7 +26,7 @@ def set_merge_any(on: bool) -> None:  # noqa: FBT001 - as the prctl
     """Note what this process wants; children, also those that are started anew, want it too."""
     global merge_any, refuses
     merge_any, refuses = on, not on
-    os.environ[_VARIABLE] = "1" if on else "0"
+    os.environ[VARIABLE] = "1" if on else "0"
 
 
 def forget_in_child() -> None:

@@ -131,8 +131,7 @@ def test_unmerge_time(ksmd, child):
     merge(ksmd)
     assert_merged_in_full(ksmd, one, nr_pages)
     one.call(crew.advise, 0, nr_pages, ksmemu.MADV_UNMERGEABLE)
-    merge(ksmd, scans=1)
-    assert shared_and_sharing(ksmd) == (0, 0)
+    assert shared_and_sharing(ksmd) == (0, 0)  # nothing is mergeable any more: nothing is scanned
     found = procmaps.recount([one.call(bounds, nr_pages)])
     assert (found.merged, found.zero, found.own) == (0, 0, nr_pages)
     assert one.call(crew.is_filled_with, 0, nr_pages, FILL)

@@ -15,10 +15,9 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(autouse=True)
 def the_setting_is_put_back(monkeypatch):
-    monkeypatch.setenv("KSMEMU_MEMORY_MERGE", "", prepend=None)
+    monkeypatch.delenv(flags.VARIABLE, raising=False)
     yield
     ksmemu.set_memory_merge(False)
-    flags.refuses = False
 
 
 def setting_of_a_new_program():

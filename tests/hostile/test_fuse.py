@@ -82,6 +82,7 @@ def test_a_store_that_waits_for_a_ksmd_that_is_killed_ends_in_an_error(served):
     kill(served)
     waiting.join(20)
     assert answers in (["ENOTCONN"], ["ECONNABORTED"])
+    wait_until(lambda: mounts(served.directory) == [], what="the mount to go")  # it answers reads until then
     with pytest.raises(ksmemu.KsmError, match="has gone") as gone:
         served.read("run")
     assert gone.value.errno == errno.ESRCH
