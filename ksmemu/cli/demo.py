@@ -21,12 +21,12 @@ from typing import Any
 import click
 import numpy as np
 
-from ksmemu.cli.demo_crew import Crew
 from ksmemu.cli.demo_memory import Memory, measure
-from ksmemu.cli.demo_worker import own_data, write_marks
+from ksmemu.cli.demo_worker import own_data, work, write_marks
 from ksmemu.cli.options import json_option
 from ksmemu.cli.output import echo_json, size
 from ksmemu.control.ksmd import Ksmd
+from ksmemu.crew import Crew
 from ksmemu.errors import KsmError
 from ksmemu.units import PAGE_SIZE
 
@@ -43,7 +43,7 @@ def demo(as_json: bool) -> int:  # noqa: FBT001 (click passes it by name)
     with (
         tempfile.TemporaryDirectory(prefix="ksmemu-demo-") as directory,
         Ksmd(Path(directory, "instance"), pages_to_scan=50_000, sleep_millisecs=5) as ksmd,
-        Crew(str(ksmd.directory), files, NR_WORKERS) as crew,
+        Crew(work, [(str(ksmd.directory), rank, files) for rank in range(NR_WORKERS)]) as crew,
     ):
         story = _Story(ksmd, crew, files, quiet=as_json)
         story.load()

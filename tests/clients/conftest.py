@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import crew
 from tests.support.in_place import kernels_files
-from tests.support.kernel_ksm import KernelKsm
+from ksmemu.bench.kernel_ksm import KernelKsm
 from tests.support.processes import Worker
 
 NR_PAGES = 211

@@ -7,8 +7,8 @@ import pytest
 
 from tests.support import anonymous
 from tests.support.engines import Engine, OwnCrew
-from tests.support.kernel_ksm import KernelKsm
-from tests.support.restore_ksm import KSM
+from ksmemu.bench.kernel_ksm import KernelKsm
+from ksmemu.bench.kernel_ksm import KSM
 
 ALIKE = {
     "smart_scan": 0,

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import anonymous
 from tests.support.images import ImageWorker, padded
-from tests.support.kernel_ksm import process_files
+from tests.support.engines import process_files
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from tests.support import anonymous
-from tests.support.kernel_ksm import KernelKsm, tunables
+from ksmemu.bench.kernel_ksm import KernelKsm, tunables
 from tests.support.processes import Worker
 from tests.support.waiting import wait_until
 

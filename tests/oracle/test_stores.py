@@ -6,8 +6,8 @@ import os
 import pytest
 
 from ksmemu.control.tunables import ACTIONS, TUNABLES
-from tests.support.kernel_ksm import KernelKsm
-from tests.support.restore_ksm import KSM
+from ksmemu.bench.kernel_ksm import KernelKsm
+from ksmemu.bench.kernel_ksm import KSM
 from tests.support.stores import ODD, shown, store
 
 pytestmark = pytest.mark.root

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import ksmemu
 from tests.support import anonymous, crew, procmaps
-from tests.support.kernel_ksm import process_files
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
@@ -190,3 +189,8 @@ class Member:
         """Return the crew's function of this name as a method: member.put(0, [1, 2])."""
         function = getattr(self._engine.crew, name)
         return lambda *args: self._worker.call(function, *args)
+
+
+def process_files(proc, pid):
+    """Return the text of the files of a process under a proc folder."""
+    return {name: (proc / str(pid) / name).read_text() for name in ("ksm_stat", "ksm_merging_pages")}

@@ -1,34 +1,40 @@
-"""The four workers of `ksmemu demo`, driven by a pipe each."""
+"""Processes that own memory for a demonstration or a benchmark, driven by a pipe each."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import signal
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import multiprocess
 
-from ksmemu.cli.demo_worker import work
 from ksmemu.errors import KsmError
 
 _END_SECONDS = 5.0
+_PRELOAD = ["ksmemu.bench.worker", "ksmemu.cli.demo_worker"]
+"""What the server of forks has imported: a member starts in milliseconds."""
 
 
 class Crew:
-    """The workers, and the pipe to each."""
+    """The members, and the pipe to each; leaving the context ends them.
 
-    def __init__(self, directory: str, files: Sequence[Path], nr_workers: int) -> None:
-        context = multiprocess.get_context("spawn")
+    Args:
+        work: runs in each member with its end of the pipe first, until the pipe closes.
+        arguments: what each member gets besides.
+    """
+
+    def __init__(self, work: Callable[..., None], arguments: Sequence[tuple[object, ...]]) -> None:
+        context = multiprocess.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
         self._pipes: list[Any] = []  # multiprocess has no types
         self._processes: list[Any] = []
         # Ctrl-C is for this process, which then closes the pipes: its children inherit the deaf ear.
         listening = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for rank in range(nr_workers):
+        for given in arguments:
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs, directory, rank, files))
+            process = context.Process(target=work, args=(theirs, *given))
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -37,21 +43,25 @@ class Crew:
 
     @property
     def pids(self) -> list[int]:
-        """The worker processes."""
+        """The member processes."""
         return [process.pid for process in self._processes]
 
     def answers(self) -> list[Any]:
-        """Return the next answer of every worker."""
+        """Return the next answer of every member."""
         try:
             return [pipe.recv() for pipe in self._pipes]
         except EOFError:
             raise KsmError(errno.ECHILD, "a worker ended too early") from None
 
-    def ask(self, command: str) -> list[Any]:
-        """Give all workers a command, and return their answers."""
+    def tell(self, command: object) -> None:
+        """Give all members a command; answers() has what comes of it."""
         with contextlib.suppress(BrokenPipeError):  # answers() says what happened
             for pipe in self._pipes:
                 pipe.send(command)
+
+    def ask(self, command: object) -> list[Any]:
+        """Give all members a command, and return their answers."""
+        self.tell(command)
         return self.answers()
 
     def __enter__(self) -> Self:
