@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ksmemu.ksmd.place import Places
 from ksmemu.ksmd.pool import NO_GAPS, Frames, Gaps
+from ksmemu.ksmd.ranges import is_first, sorting, union
 from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.unstable import Unstable
@@ -67,22 +68,25 @@ def match(candidates: Candidates, stable: Stable, unstable: Unstable, limit: int
         limit: max_page_sharing.
     """
     where, fingerprints, gaps = candidates
-    distinct = np.union1d(fingerprints, gaps[0])
-    index, partners = unstable.waiting(distinct)
-    is_new = np.repeat([True, False], [len(where), len(partners)])
-    where = np.concatenate([where, partners])
-    fingerprints = np.concatenate([fingerprints, distinct[index]])
-    order = np.lexsort((where, fingerprints))
-    where, fingerprints, is_new = where[order], fingerprints[order], is_new[order]
-    placed, frames = _into_stable(where, fingerprints, stable, limit, gaps)
-    left = ~placed
-    alone, number = _with_each_other(fingerprints[left], limit)
-    waiting = np.flatnonzero(left)[alone]
-    waiting = waiting[is_new[waiting]]
-    members, led = where[left][~alone], fingerprints[left][~alone]
+    order = sorting(fingerprints)
+    where, fingerprints = where[order], fingerprints[order]
+    wanted = fingerprints[is_first(fingerprints)]
+    if len(gaps[0]):
+        wanted = union(wanted, np.sort(gaps[0]))
+    where, fingerprints, is_new = _with_partners(where, fingerprints, wanted, unstable)
+    group = np.cumsum(is_first(fingerprints)) - 1
+    placed, frames = _into_stable(where, fingerprints, group, stable, limit, gaps)
+    if placed.any():
+        left = ~placed
+        known, where, fingerprints, is_new = where[placed], where[left], fingerprints[left], is_new[left]
+    else:
+        known = where[:0]
+    alone, number = _with_each_other(fingerprints, limit)
+    waiting = alone & is_new
+    members, led = where[~alone], fingerprints[~alone]
     first, number = _by_leader(members, number)
     return Claims(
-        known=where[placed],
+        known=known,
         frames=frames,
         members=members,
         number=number,
@@ -93,31 +97,59 @@ def match(candidates: Candidates, stable: Stable, unstable: Unstable, limit: int
     )
 
 
-def _groups(fingerprints: Fingerprints) -> tuple[Fingerprints, Index, Index, Index]:
-    """Return of sorted fingerprints: the distinct ones; of each entry its group and its rank; group sizes."""
-    unique, first, group, sizes = np.unique(
-        fingerprints, return_index=True, return_inverse=True, return_counts=True
-    )
-    return unique, group, np.arange(len(fingerprints)) - first[group], sizes
+def _with_partners(
+    where: Places, fingerprints: Fingerprints, wanted: Fingerprints, unstable: Unstable
+) -> tuple[Places, Fingerprints, npt.NDArray[np.bool_]]:
+    """Add the pages that wait with a wanted fingerprint; all sorted by fingerprint, then by place.
+
+    Returns:
+        (where, fingerprints, is_new): is_new tells candidates, which are sorted so already, from partners.
+    """
+    index, partners = unstable.waiting(wanted)
+    is_new = np.ones(len(where), dtype=np.bool_)
+    if not len(partners):
+        return where, fingerprints, is_new
+    # Partners mostly come first in the scan: then both halves are only to be merged.
+    all_prints = np.concatenate([wanted[index], fingerprints])
+    order = np.argsort(all_prints, kind="stable")
+    all_prints = all_prints[order]
+    everyone = np.concatenate([partners, where])[order]
+    is_new = (order >= len(partners)).astype(np.bool_)
+    misplaced = (all_prints[1:] == all_prints[:-1]) & (everyone[1:] < everyone[:-1])
+    if misplaced.any():
+        order = np.lexsort((everyone, all_prints))
+        everyone, is_new = everyone[order], is_new[order]
+    return everyone, all_prints, is_new
 
 
-def _into_stable(
-    where: Places, fingerprints: Fingerprints, stable: Stable, limit: int, gaps: Gaps
+def _ranks(group: Index) -> tuple[Index, Index]:
+    """Return of sorted groups, which are numbered: the rank of each entry in its group; group sizes."""
+    sizes = np.bincount(group)
+    first = np.cumsum(sizes) - sizes
+    return np.arange(len(group)) - first[group], sizes
+
+
+def _into_stable(  # noqa: PLR0913, PLR0917 (the columns of one table)
+    where: Places, fingerprints: Fingerprints, group: Index, stable: Stable, limit: int, gaps: Gaps
 ) -> tuple[npt.NDArray[np.bool_], Frames]:
     """Deal pages, sorted by fingerprint and place, out to the free places of the dups of their content."""
-    unique, group, _, _ = _groups(fingerprints)
+    placed = np.zeros(len(where), dtype=np.bool_)
+    unique = fingerprints[is_first(fingerprints)]
     index, frames, sharers = stable.dups(unique)
     has_room = sharers < limit
     index, frames, room = index[has_room], frames[has_room], limit - sharers[has_room]
-    total = np.zeros(len(unique), dtype=np.int64)
-    np.add.at(total, index, room)
+    if not len(index):
+        return placed, frames
+    total = np.bincount(index, weights=room, minlength=len(unique)).astype(np.int64)
     before = np.cumsum(total) - total
-    takers = np.flatnonzero(_find_room(where, fingerprints, total[group], gaps))
+    if len(gaps[0]):
+        takers = np.flatnonzero(_find_room(where, fingerprints, total[group], gaps))
+    else:
+        takers = np.flatnonzero(_ranks(group)[0] < total[group])
     which = group[takers]
     rank = np.arange(len(which)) - np.searchsorted(which, which)
     is_left = rank < total[which]  # a gap may have been filled since
     at = np.searchsorted(np.cumsum(room), (before[which] + rank)[is_left], side="right")
-    placed = np.zeros(len(where), dtype=np.bool_)
     placed[takers[is_left]] = True
     return placed, frames[at]
 
@@ -138,7 +170,8 @@ def _find_room(where: Places, fingerprints: Fingerprints, room: Index, gaps: Gap
     prints = np.concatenate([gap_prints, fingerprints])
     order = np.lexsort((is_page, np.concatenate([gap_where, where]), prints))
     is_page, prints = is_page[order], prints[order]
-    _, group, _, sizes = _groups(prints)
+    group = np.cumsum(is_first(prints)) - 1
+    sizes = np.bincount(group)
     first = np.cumsum(sizes) - sizes
 
     walk = np.cumsum(np.where(is_page, -1, 1))
@@ -164,7 +197,8 @@ def _with_each_other(fingerprints: Fingerprints, limit: int) -> tuple[npt.NDArra
     Returns:
         (alone, number): which stay alone, and of each other page the number of its frame.
     """
-    _, group, rank, sizes = _groups(fingerprints)
+    group = np.cumsum(is_first(fingerprints)) - 1
+    rank, sizes = _ranks(group)
     full = sizes // limit
     rest = sizes - full * limit
     alone = (rest[group] == 1) & (rank == sizes[group] - 1)
@@ -175,8 +209,9 @@ def _with_each_other(fingerprints: Fingerprints, limit: int) -> tuple[npt.NDArra
 
 def _by_leader(members: Places, number: Index) -> tuple[Index, Index]:
     """Return the index of the first member of each number, and the numbers, in the order of these leaders."""
-    _, first, number = np.unique(number, return_index=True, return_inverse=True)
+    is_leader = is_first(number)
+    first = np.flatnonzero(is_leader)
     by_leader = np.argsort(members[first])
     renumber = np.empty_like(by_leader)
     renumber[by_leader] = np.arange(len(by_leader))
-    return first[by_leader], renumber[number]
+    return first[by_leader], renumber[np.cumsum(is_leader) - 1]

@@ -18,7 +18,7 @@ from ksmemu.ksmd.match import Candidates, Claims, match
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
 from ksmemu.ksmd.worker import Order, Worker
 
@@ -50,7 +50,7 @@ def merge(domain: Domain, candidates: Candidates) -> None:
     )
     is_used = domain.pool.refs[frames] > 0
     domain.stable.add(claims.fingerprints[filled & is_used], frames[filled & is_used])
-    domain.pool.discard(np.unique(frames[~is_used]))
+    domain.pool.discard(distinct(frames[~is_used]))
 
 
 def _is_settled(domain: Domain, where: Places) -> npt.NDArray[np.bool_]:
@@ -95,11 +95,10 @@ def _new_frames(
 
 def _order(domain: Domain, where: Places, frames: Frames) -> None:
     """Order pages to be mapped to frames; NO_FRAME is the zero page alone."""
+    order = np.argsort(where)
+    where, frames = where[order], frames[order]
     for slot_id, index in by_slot(where):
-        slot = domain.slots[slot_id]
-        pages, wanted = pages_of(where[index]), frames[index]
-        ascending = np.argsort(pages)
-        _order_slot(domain, slot, pages[ascending], wanted[ascending])
+        _order_slot(domain, domain.slots[slot_id], pages_of(where[index]), frames[index])
 
 
 def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
@@ -162,7 +161,7 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
     domain.stats.merges += int(done.sum())
     domain.stats.verify_refusals += int((errors == errno.EAGAIN).sum())
     domain.stats.over_budget_so_far += int((errors == errno.ENOMEM).sum())
-    _undo_lonely(domain, np.unique(order.frames[has_frame]))
+    _undo_lonely(domain, distinct(order.frames[has_frame]))
 
 
 def abandon(domain: Domain, order: Order) -> None:
@@ -170,7 +169,7 @@ def abandon(domain: Domain, order: Order) -> None:
     if order.kind is wire.OrderKind.MERGE:
         frames = order.frames[order.frames != NO_FRAME]
         domain.pool.settle(frames)
-        _undo_lonely(domain, np.unique(frames))
+        _undo_lonely(domain, distinct(frames))
 
 
 def _undo_lonely(domain: Domain, frames: Frames) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, is_first
 
 Places = npt.NDArray[np.uint64]
 
@@ -28,9 +28,18 @@ def pages_of(where: Places) -> Pages:
 
 def by_slot(where: Places) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Yield (slot id, index of its places in `where`), the indices in their order."""
-    slots = where >> _PAGE_BITS
+    if not len(where):
+        return
+    slots = (where >> _PAGE_BITS).astype(np.int64)
+    low, high = int(slots.min()), int(slots.max())
+    if low == high:
+        yield low, np.arange(len(where))
+        return
+    if high - low < 1 << 16:  # numpy sorts such keys by their digits
+        slots = (slots - low).astype(np.uint16)
+    else:
+        low = 0
     order = np.argsort(slots, kind="stable")
-    bounds = np.flatnonzero(np.diff(slots[order])) + 1
-    for index in np.split(order, bounds):
-        if len(index):
-            yield int(slots[index[0]]), index
+    firsts = np.flatnonzero(is_first(slots[order]))
+    for index in np.split(order, firsts[1:]):
+        yield low + int(slots[index[0]]), index

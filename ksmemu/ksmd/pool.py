@@ -16,7 +16,7 @@ from ksmemu import _core, shared_object
 from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.ladder import Ladders
 from ksmemu.ksmd.place import Places
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, counted
 from ksmemu.ksmd.rmap import NO_FRAME
 from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
@@ -111,7 +111,7 @@ class Pool:
 
     def acquire(self, frames: Frames) -> None:
         """Take a reference for each entry; an entry is a page of an order that is about to be sent."""
-        which, counts = np.unique(frames, return_counts=True)
+        which, counts = counted(frames)
         self.nr_used += int((self.refs[which] == 0).sum())
         self.nr_refs += len(frames)
         self.refs[which] += counts.astype(np.uint32)
@@ -119,13 +119,13 @@ class Pool:
 
     def settle(self, frames: Frames) -> None:
         """The order of these entries has ended, one way or the other."""
-        which, counts = np.unique(frames, return_counts=True)
+        which, counts = counted(frames)
         self.pending[which] -= counts.astype(np.uint32)
 
     def release(self, frames: Frames, where: Places) -> None:
         """Give back the reference that the page at each place holds; frames without one are punched."""
         self._left.append((where, frames))
-        which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
+        which, counts = counted(frames[frames != NO_FRAME])
         self.nr_refs -= int(counts.sum())
         self.refs[which] -= counts.astype(np.uint32)
         gone = which[self.refs[which] == 0]

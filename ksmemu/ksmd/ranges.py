@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
+
+T = TypeVar("T", bound=np.generic)
 
 Pages = npt.NDArray[np.int64]
 """Page numbers, ascending."""
@@ -34,12 +38,42 @@ def contains(ranges: Ranges, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.b
     return inside
 
 
-def union(*parts: Pages) -> Pages:
-    """Return every number in some part, once; the parts are ascending.
+def union(*parts: npt.NDArray[T]) -> npt.NDArray[T]:
+    """Return every number in some part, once; the parts are ascending, so that to sort is to merge them."""
+    numbers = np.sort(np.concatenate(parts), kind="stable")
+    return numbers[is_first(numbers)]
 
-    Merging what is sorted is quick; np.union1d() hashes it since numpy 2.3, which took several times as long.
+
+def counted(numbers: npt.NDArray[T]) -> tuple[npt.NDArray[T], npt.NDArray[np.int64]]:
+    """Return every number once, ascending, and how often it is there.
+
+    By sorting, which the hashing of np.unique() takes forty times as long as since numpy 2.3.
     """
-    numbers: Pages = np.sort(np.concatenate(parts), kind="stable")
-    is_first: npt.NDArray[np.bool_] = np.append(True, np.diff(numbers) != 0)[: len(numbers)]
-    found: Pages = numbers[is_first]
-    return found
+    ordered = np.sort(numbers)
+    first = np.flatnonzero(is_first(ordered))
+    return ordered[first], np.diff(first, append=len(ordered))
+
+
+def is_first(ordered: npt.NDArray[T]) -> npt.NDArray[np.bool_]:
+    """Return of each of these ascending numbers whether it is the first of its like."""
+    first = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return first
+
+
+def distinct(numbers: npt.NDArray[T]) -> npt.NDArray[T]:
+    """Return every number once, ascending."""
+    return counted(numbers)[0]
+
+
+def sorting(numbers: npt.NDArray[T]) -> npt.NDArray[np.int64]:
+    """Return the stable order of numbers: np.argsort(kind="stable"), in half its time."""
+    order = np.argsort(numbers)
+    ordered = numbers[order]
+    first = is_first(ordered)
+    if first.all():
+        return order
+    # What is equal was left in any order. Both halves of the key are less than 2**32.
+    key = ((np.cumsum(first) - 1) << 32) | order
+    key.sort()
+    return key & ((1 << 32) - 1)

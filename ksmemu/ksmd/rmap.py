@@ -17,7 +17,7 @@ import enum
 import numpy as np
 
 from ksmemu.ksmd.columns import column
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, union
 
 CHUNK = 512
 """Pages a chunk: the books of a chunk without a tracked page are never looked at."""
@@ -143,8 +143,7 @@ class Rmap:
 
     def track(self, pages: Pages, state: State) -> None:
         """Take pages that were ABSENT so far to a state."""
-        chunks = np.unique(pages // CHUNK)
-        self._occupied = np.union1d(self._occupied, chunks)
+        self._occupied = union(self._occupied, pages // CHUNK)
         self.move(pages, state)
 
     def tracked(self, start: int, end: int) -> Pages:

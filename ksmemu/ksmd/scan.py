@@ -20,7 +20,7 @@ from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.place import Places, places
 from ksmemu.ksmd.pool import NO_GAPS, Gaps
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, distinct, union
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.table import Fingerprints, low_half
 
@@ -127,8 +127,8 @@ class Scan:
         open_to_all = gaps[0], np.zeros_like(gaps[1])
         for which, room in ((~changed, gaps), (changed, open_to_all)):
             merge.merge(self._domain, Candidates(where[which], fingerprints[which], room))
-        passed = self._domain.unstable.passed_over(np.union1d(fingerprints, gaps[0]))
-        self._passed_over = np.union1d(self._passed_over, passed)
+        passed = self._domain.unstable.passed_over(distinct(np.concatenate([fingerprints, gaps[0]])))
+        self._passed_over = union(self._passed_over, passed)
 
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu.ksmd.pool import Frames, Pool
+from ksmemu.ksmd.ranges import counted, is_first
 from ksmemu.ksmd.table import Fingerprints, FingerprintTable, Values
 
 
@@ -15,23 +16,19 @@ class Stable:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._table = FingerprintTable(self._is_alive)
-        self._chains = np.empty(0, dtype=np.uint64)  # contents that had several dups when last seen
 
     def add(self, fingerprints: Fingerprints, frames: Frames) -> None:
         """Enter frames that were filled and are referenced."""
         self._pool.fingerprint[frames] = fingerprints
         self._table.add(fingerprints, frames.astype(np.uint64))
-        self._chains = np.union1d(self._chains, self._with_several(np.unique(fingerprints))[0])
 
     def chains(self) -> tuple[int, int]:
         """Return how many contents have several dups, and how many dups those are."""
-        self._chains, nr_dups = self._with_several(self._chains)
-        return len(self._chains), nr_dups
-
-    def _with_several(self, contents: Fingerprints) -> tuple[Fingerprints, int]:
-        index, _, _ = self.dups(contents)
-        counts = np.bincount(index, minlength=len(contents))
-        return contents[counts > 1], int(counts[counts > 1].sum())
+        fingerprints, values = self._table.repeated()
+        living = fingerprints[self._is_alive(fingerprints, values)]
+        _, counts = counted(living)
+        several = counts[counts > 1]
+        return len(several), int(several.sum())
 
     def dups(self, fingerprints: Fingerprints) -> tuple[npt.NDArray[np.int64], Frames, Frames]:
         """Return (index, frame, sharers): the frames of each fingerprints[index].
@@ -41,8 +38,10 @@ class Stable:
         index, values = self._table.find(fingerprints)
         frames = values.astype(np.int64)
         sharers = self._pool.refs[frames].astype(np.int64)
-        order = np.lexsort((-sharers, index))
-        return index[order], frames[order], sharers[order]
+        if not is_first(index).all():
+            order = np.lexsort((-sharers, index))
+            index, frames, sharers = index[order], frames[order], sharers[order]
+        return index, frames, sharers
 
     def holds(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
         """Return of each fingerprint whether there is a frame of it."""

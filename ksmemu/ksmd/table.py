@@ -7,9 +7,12 @@ out: whoever asks says which are alive, and the dead are dropped at the next mer
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ksmemu.ksmd.ranges import is_first
 
 Fingerprints = npt.NDArray[np.uint64]
 Values = npt.NDArray[np.uint64]
@@ -18,7 +21,7 @@ IsAlive = Callable[[Fingerprints, Values], npt.NDArray[np.bool_]]
 _LOW_HALF = np.uint64((1 << 32) - 1)
 
 _RECENT_MIN = 4096
-_RECENT_SHARE = 8
+_RECENT_SHARE = 4
 """The small array is merged into the large one when it is longer than this part of it."""
 
 
@@ -40,17 +43,20 @@ class FingerprintTable:
 
     def add(self, fingerprints: Fingerprints, values: Values) -> None:
         """Add entries, in any order."""
-        self._recent = _merged(self._recent, (fingerprints, values))
+        self._recent = _merged(self._recent, _sorted(fingerprints, values))
         if len(self._recent[0]) > max(_RECENT_MIN, len(self._base[0]) // _RECENT_SHARE):
-            both = _merged(self._base, self._recent)
-            alive = self._is_alive(*both)
-            # The same entry twice: a page that was written, and settled with what it held before.
-            alive[1:] &= (both[0][1:] != both[0][:-1]) | (both[1][1:] != both[1][:-1])
-            self._base = both[0][alive], both[1][alive]
-            self._recent = (np.empty(0, np.uint64), np.empty(0, np.uint64))
+            self._compact()
+
+    def _compact(self) -> None:
+        fingerprints, values = _merged(self._base, self._recent)
+        # The same entry twice: a page that was written, and settled with what it held before.
+        alive = self._is_alive(fingerprints, values)
+        alive[1:] &= (fingerprints[1:] != fingerprints[:-1]) | (values[1:] != values[:-1])
+        self._base = fingerprints[alive], values[alive]
+        self._recent = (np.empty(0, np.uint64), np.empty(0, np.uint64))
 
     def find(self, fingerprints: Fingerprints) -> tuple[npt.NDArray[np.int64], Values]:
-        """Find the living entries of each fingerprint.
+        """Find the living entries of each fingerprint; quickest where these ascend.
 
         Returns:
             (index, value): value belongs to fingerprints[index]; ordered by index, each pair once.
@@ -60,11 +66,22 @@ class FingerprintTable:
         value = np.concatenate([part[1] for part in parts])
         alive = self._is_alive(fingerprints[index], value)
         index, value = index[alive], value[alive]
-        order = np.lexsort((value, index))
+        order = np.argsort(index, kind="stable")  # two ascending runs: this merges them
         index, value = index[order], value[order]
+        _order_values(index, value)
         first = np.ones(len(index), dtype=np.bool_)
         first[1:] = (index[1:] != index[:-1]) | (value[1:] != value[:-1])
         return index[first], value[first]
+
+    def repeated(self) -> tuple[Fingerprints, Values]:
+        """Return the entries whose fingerprint has several, dead ones among them; ascending, each once."""
+        if len(self._recent[0]):
+            self._compact()
+        fingerprints, values = self._base
+        same = np.zeros(len(fingerprints) + 1, dtype=np.bool_)
+        np.equal(fingerprints[1:], fingerprints[:-1], out=same[1 : len(fingerprints)])
+        several = same[1:] | same[:-1]
+        return fingerprints[several], values[several]
 
     def living(self) -> tuple[Fingerprints, Values]:
         """Return (fingerprint, value) of every living entry, in no order; a pair may come twice."""
@@ -79,13 +96,41 @@ def low_half(fingerprints: Fingerprints) -> npt.NDArray[np.uint32]:
     return checksums
 
 
+def _sorted(fingerprints: Fingerprints, values: Values) -> tuple[Fingerprints, Values]:
+    if not (fingerprints[1:] >= fingerprints[:-1]).all():
+        order = np.argsort(fingerprints)
+        fingerprints, values = fingerprints[order], values[order]
+    values = values.copy()
+    _order_values(fingerprints, values)
+    return fingerprints, values
+
+
 def _merged(
     left: tuple[Fingerprints, Values], right: tuple[Fingerprints, Values]
 ) -> tuple[Fingerprints, Values]:
-    fingerprints = np.concatenate([left[0], right[0]])
-    values = np.concatenate([left[1], right[1]])
-    order = np.lexsort((values, fingerprints))
-    return fingerprints[order], values[order]
+    """Merge two sorted arrays; nothing is sorted again but values of what both have."""
+    if not len(left[0]):
+        return right
+    at = np.searchsorted(left[0], right[0], side="right") + np.arange(len(right[0]))
+    is_left = np.ones(len(left[0]) + len(right[0]), dtype=np.bool_)
+    is_left[at] = False
+    fingerprints, values = (np.empty(len(is_left), dtype=np.uint64) for _ in range(2))
+    for merged, old, new in zip((fingerprints, values), left, right, strict=True):
+        merged[is_left] = old
+        merged[at] = new
+    _order_values(fingerprints, values)
+    return fingerprints, values
+
+
+def _order_values(keys: npt.NDArray[Any], values: Values) -> None:
+    """Bring the values of each key, which ascend, into order; mostly they are."""
+    wrong = (keys[1:] == keys[:-1]) & (values[1:] < values[:-1])
+    if wrong.any():
+        group = np.cumsum(is_first(keys)) - 1
+        has_wrong = np.zeros(group[-1] + 1, dtype=np.bool_)
+        has_wrong[group[1:][wrong]] = True
+        rows = np.flatnonzero(has_wrong[group])
+        values[rows] = values[rows][np.lexsort((values[rows], group[rows]))]
 
 
 def _equal_ranges(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of
+from ksmemu.ksmd.ranges import distinct
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.table import Fingerprints, FingerprintTable, low_half
 
@@ -43,7 +44,7 @@ class Unstable:
         if not any(slot.rmap.counts[State.SKIPPED] for slot in self._slots.values()):
             return fingerprints[:0]
         index, where = self._table.find(fingerprints)
-        return fingerprints[np.unique(index[self._has_state(where, State.SKIPPED)])]
+        return fingerprints[distinct(index[self._has_state(where, State.SKIPPED)])]
 
     def _has_state(self, where: Places, state: State) -> npt.NDArray[np.bool_]:
         has = np.zeros(len(where), dtype=np.bool_)
