@@ -182,8 +182,11 @@ def probe_userfaultfd() -> tuple[int, bool]:
 def probe_pagemap_scan() -> None:
     """Raise OSError ENOTTY where the kernel has no PAGEMAP_SCAN."""
 
-def return_memory_above(size: int, /) -> None:
-    """Let malloc return every freed block of at least `size` bytes to the host at once (M_MMAP_THRESHOLD)."""
+def keep_memory() -> None:
+    """Let malloc keep what is freed for what comes next: memory from the host costs a fault a page."""
+
+def return_memory() -> None:
+    """Let malloc return to the host what is free (malloc_trim)."""
 
 def inotify_init() -> int:
     """Return a new inotify descriptor: non-blocking, close-on-exec."""

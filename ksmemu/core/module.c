@@ -13,6 +13,10 @@
 /* Ranges in one call of a walk; the loop goes on until the walk is done. */
 #define RANGES 4096u
 
+/* Blocks up to so many bytes (malloc takes no more for an answer), and so many of them, are kept when free. */
+#define KEPT_BLOCK_BYTES (32 << 20)
+#define KEPT_BYTES (256 << 20)
+
 static PyObject *fail(int error, const char *call)
 {
 	PyObject *args = Py_BuildValue("(iN)", -error,
@@ -535,14 +539,20 @@ static PyObject *py_probe_pagemap_scan(PyObject *self, PyObject *unused)
 	return done_or_fail(ksmemu_probe_pagemap_scan(), "PAGEMAP_SCAN");
 }
 
-static PyObject *py_return_memory_above(PyObject *self, PyObject *arg)
+static PyObject *py_keep_memory(PyObject *self, PyObject *unused)
 {
-	int size = (int)PyLong_AsLong(arg);
-
 	(void)self;
-	if (size == -1 && PyErr_Occurred())
-		return NULL;
-	mallopt(M_MMAP_THRESHOLD, size);
+	(void)unused;
+	mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES);
+	mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_return_memory(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	malloc_trim(0);
 	Py_RETURN_NONE;
 }
 
@@ -582,7 +592,8 @@ static PyMethodDef functions[] = {
 	{ "protect", py_protect, METH_VARARGS, NULL },
 	{ "probe_userfaultfd", py_probe_userfaultfd, METH_NOARGS, NULL },
 	{ "probe_pagemap_scan", py_probe_pagemap_scan, METH_NOARGS, NULL },
-	{ "return_memory_above", py_return_memory_above, METH_O, NULL },
+	{ "keep_memory", py_keep_memory, METH_NOARGS, NULL },
+	{ "return_memory", py_return_memory, METH_NOARGS, NULL },
 	{ "inotify_init", py_inotify_init, METH_NOARGS, NULL },
 	{ "inotify_add_watch", py_inotify_add_watch, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },

@@ -21,9 +21,6 @@ from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 NICE = 5
 """As the kernel's ksmd."""
 
-_LARGE_BYTES = 256 << 10
-"""Tables are built anew as they grow: what they leave behind shall not stay in the heap."""
-
 
 def _tunables(settings: tuple[str, ...]) -> dict[str, int]:
     pairs = (setting.partition("=") for setting in settings)
@@ -43,7 +40,7 @@ def _serve(
     ready: int,
     lifeline: int | None,
 ) -> None:
-    _core.return_memory_above(_LARGE_BYTES)
+    _core.keep_memory()
     with contextlib.ExitStack() as undo:
         claim = Instance.resolve(directory).claim()
         undo.callback(claim.release)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ksmemu import _core
 from ksmemu.ksmd import merge, rehome, smart
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
@@ -56,6 +57,7 @@ class Scan:
         self._passed_over = NO_GAPS[0]  # contents whose match awaits a page that was skipped
         self._found: list[_Found] = []
         self._nr_candidates = 0
+        self._has_matched = False  # since the last full scan ended
 
     def step(self, budget: int) -> tuple[int, bool]:
         """Scan up to budget pages of one space.
@@ -114,6 +116,9 @@ class Scan:
         gaps, self._gaps = self._gaps, self._domain.pool.take_gaps()
         passed, self._passed_over = self._passed_over, NO_GAPS[0]
         self._flush((np.concatenate([gaps[0], passed]), np.pad(gaps[1], (0, len(passed)))))
+        if self._has_matched:  # tables were built anew as they grew: what they left shall not stay here
+            self._has_matched = False
+            _core.return_memory()
 
     def _flush(self, gaps: Gaps) -> None:
         """Match and order what has been found so far.
@@ -122,6 +127,7 @@ class Scan:
         """
         if not self._found and not len(gaps[0]):
             return
+        self._has_matched = True
         where, fingerprints, changed = map(np.concatenate, zip(_NOTHING, *self._found, strict=True))
         self._found, self._nr_candidates = [], 0
         open_to_all = gaps[0], np.zeros_like(gaps[1])
