@@ -9,10 +9,16 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "cleanup.h"
 #include "core.h"
 #include "transaction.h"
+#include "uapi.h"
+
+/* A window of KSMEMU_WINDOW_PAGES is merged in about so long. */
+#define SLICE_NS 250000u
 
 /* ---- reports ------------------------------------------------------------------------------- */
 
@@ -220,9 +226,26 @@ static void obey(struct ksmemu_agent *agent)
 	send_report(agent);
 }
 
+/*
+ * Ask the scheduler for slices about as long as a freeze: it gives them sooner, and takes the processor away
+ * between two rather than in one (see ksmemu_fresh_slice()). Before Linux 6.12 it does not listen.
+ */
+static void ask_for_short_slices(void)
+{
+	struct ksmemu_sched_attr attr;
+
+	if (syscall(SYS_sched_getattr, 0, &attr, sizeof(attr), 0) < 0 ||
+	    (attr.sched_policy != SCHED_OTHER && attr.sched_policy != SCHED_BATCH))
+		return;
+	attr.sched_runtime = SLICE_NS;
+	(void)syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
 void *ksmemu_serve(void *arg)
 {
 	struct ksmemu_agent *agent = arg;
+
+	ask_for_short_slices();
 
 	for (;;) {
 		ssize_t got = recv(agent->order, &agent->inbox, sizeof(agent->inbox), 0);

@@ -29,10 +29,10 @@
  * Most pages frozen at once: bounds how long a writer can sleep. A longer run is merged window by
  * window; the kernel joins the mappings again.
  */
-#define KSMEMU_WINDOW_PAGES 512u
+#define KSMEMU_WINDOW_PAGES 128u
 
-/* The same for rehome, which copies under freeze and so holds a page several times as long. */
-#define KSMEMU_REHOME_PAGES 128u
+/* The same for rehome, which copies under freeze and so holds a page longer. */
+#define KSMEMU_REHOME_PAGES 64u
 
 /* Most populated pages that adopting ordinary memory copies at once: bounds what is held twice. */
 #define KSMEMU_ADOPT_PAGES 4096u

@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -24,6 +25,12 @@ uint64_t ksmemu_now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t ksmemu_fresh_slice(void)
+{
+	sched_yield();
+	return ksmemu_now_ns();
 }
 
 int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size)
@@ -169,7 +176,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	uint64_t first = runs[0].page;
 	uintptr_t start = space->start + (first << KSMEMU_PAGE_SHIFT);
 	bool is_own[KSMEMU_WINDOW_PAGES];
-	uint64_t since = ksmemu_now_ns(), held;
+	uint64_t since, held;
 	size_t nr_pages, size;
 	int error;
 
@@ -179,6 +186,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	memset(verdict->error, 0, sizeof(verdict->error));
 	memset(is_own, true, sizeof(is_own));
 
+	since = ksmemu_fresh_slice();
 	error = ksmemu_freeze(agent, start, size);
 	for (size_t r = 0; r < nr; r++) {
 		uint64_t at = runs[r].page - first;

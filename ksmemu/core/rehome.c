@@ -60,9 +60,9 @@ static bool is_hole(const struct ksmemu_space *space, uintptr_t start, uintptr_t
 int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		  uintptr_t end, uint64_t *frozen_ns)
 {
-	uint64_t since = ksmemu_now_ns(), held;
 	size_t size = end - start;
 	bool was_hole = is_hole(space, start, end);
+	uint64_t since = ksmemu_fresh_slice(), held;
 	int error = ksmemu_freeze(agent, start, size), prot;
 
 	(void)ksmemu_space_protection(space, start, end, &prot);

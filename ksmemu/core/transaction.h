@@ -6,6 +6,14 @@
 
 uint64_t ksmemu_now_ns(void);
 
+/**
+ * ksmemu_fresh_slice() - let others run first who wait for the processor; return the time
+ *
+ * Whoever is put off the processor while it holds writers holds them until it is back. A freeze that begins
+ * with a slice of its own mostly ends in it.
+ */
+uint64_t ksmemu_fresh_slice(void);
+
 /** ksmemu_freeze() - hold every writer of the range; on error the caller still owes thaw and wake */
 int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size);
 

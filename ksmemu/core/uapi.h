@@ -67,4 +67,17 @@ struct pm_scan_arg {
 static_assert(sizeof(struct pm_scan_arg) == 96, "PAGEMAP_SCAN ABI");
 static_assert(sizeof(struct page_region) == 24, "PAGEMAP_SCAN ABI");
 
+/* <linux/sched/types.h>, which cannot be included beside <sched.h> before glibc 2.41. */
+struct ksmemu_sched_attr {
+	uint32_t size;
+	uint32_t sched_policy;
+	uint64_t sched_flags;
+	int32_t sched_nice;
+	uint32_t sched_priority;
+	uint64_t sched_runtime;
+	uint64_t sched_deadline;
+	uint64_t sched_period;
+};
+static_assert(sizeof(struct ksmemu_sched_attr) == 48, "SCHED_ATTR_SIZE_VER0");
+
 #endif

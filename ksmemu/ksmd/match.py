@@ -5,7 +5,8 @@ checksum.py -> match.py -> merge.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from ksmemu.ksmd.place import Places
 from ksmemu.ksmd.pool import NO_GAPS, Frames, Gaps
-from ksmemu.ksmd.ranges import is_first, sorting, union
+from ksmemu.ksmd.ranges import is_first, sorting, sorting_small, union
 from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.unstable import Unstable
@@ -27,8 +28,8 @@ class Claims:
 
     Attributes:
         known, frames: pages equal to frames that there are.
-        members, number: pages equal to each other; those of one number share one new frame. Numbers
-            ascend with the leaders, so that neighbouring leaders get neighbouring frames.
+        members, number: pages equal to each other, ascending by number; those of one number share one new
+            frame. Numbers ascend with the leaders, so that neighbouring leaders get neighbouring frames.
         leaders, fingerprints: for each number, the page whose bytes make the frame, and what they hash to.
         waiting, waiting_fingerprints: pages equal to nothing so far.
     """
@@ -41,6 +42,35 @@ class Claims:
     fingerprints: Fingerprints
     waiting: Places
     waiting_fingerprints: Fingerprints
+
+    def portions(self, nr_members: int) -> Iterator[Claims]:
+        """Yield the pages that are equal to each other in portions of about so many; nothing else is in them."""
+        at = 0
+        while at < len(self.members):
+            last = min(at + nr_members, len(self.members)) - 1
+            end = int(np.searchsorted(self.number, self.number[last], side="right"))
+            low, high = int(self.number[at]), int(self.number[end - 1]) + 1
+            yield replace(
+                _NO_CLAIMS,
+                members=self.members[at:end],
+                number=self.number[at:end] - low,
+                leaders=self.leaders[low:high],
+                fingerprints=self.fingerprints[low:high],
+            )
+            at = end
+
+
+_NO_PLACES, _NO_NUMBERS = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
+_NO_CLAIMS = Claims(
+    known=_NO_PLACES,
+    frames=_NO_NUMBERS,
+    members=_NO_PLACES,
+    number=_NO_NUMBERS,
+    leaders=_NO_PLACES,
+    fingerprints=_NO_PLACES,
+    waiting=_NO_PLACES,
+    waiting_fingerprints=_NO_PLACES,
+)
 
 
 class Candidates(NamedTuple):
@@ -85,11 +115,12 @@ def match(candidates: Candidates, stable: Stable, unstable: Unstable, limit: int
     waiting = alone & is_new
     members, led = where[~alone], fingerprints[~alone]
     first, number = _by_leader(members, number)
+    by_number = sorting_small(number)
     return Claims(
         known=known,
         frames=frames,
-        members=members,
-        number=number,
+        members=members[by_number],
+        number=number[by_number],
         leaders=members[first],
         fingerprints=led[first],
         waiting=where[waiting],

@@ -22,6 +22,10 @@ from ksmemu.ksmd.ranges import Pages, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
 from ksmemu.ksmd.worker import Order, Worker
 
+_PORTION = 8192
+"""Pages that are equal to each other get their frames and their orders together, as long as they are in the
+cache: the agents are to compare what ksmd has just copied. And they begin while ksmd goes on."""
+
 log = logging.getLogger(__name__)
 
 
@@ -37,17 +41,22 @@ def merge(domain: Domain, candidates: Candidates) -> None:
     left = Candidates(where, fingerprints, gaps)
     claims = match(left, domain.stable, domain.unstable, domain.max_page_sharing)
     domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
+    _order(domain, claims.known, claims.frames)
+    for portion in claims.portions(_PORTION):
+        _share(domain, portion)
+
+
+def _share(domain: Domain, claims: Claims) -> None:
+    """Give pages that are equal to each other new frames, and order them there."""
     frames, filled, has_room = _new_frames(domain, claims)
-    is_good = filled[claims.number]
-    domain.move(claims.members[~is_good], State.WRITTEN)
-    domain.give_up(claims.members[~has_room[claims.number]], Obstacle.NO_ROOM)
-    members, number = claims.members[is_good], claims.number[is_good]
+    members, number = claims.members, claims.number
+    if not filled.all():
+        is_good = filled[number]
+        domain.move(members[~is_good], State.WRITTEN)
+        domain.give_up(members[~has_room[number]], Obstacle.NO_ROOM)
+        members, number = members[is_good], number[is_good]
     domain.pool.fingerprint[frames[filled]] = claims.fingerprints[filled]
-    _order(
-        domain,
-        np.concatenate([claims.known, members]),
-        np.concatenate([claims.frames, frames[number]]),
-    )
+    _order(domain, members, frames[number])
     is_used = domain.pool.refs[frames] > 0
     domain.stable.add(claims.fingerprints[filled & is_used], frames[filled & is_used])
     domain.pool.discard(distinct(frames[~is_used]))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd.ranges import Pages, is_first
+from ksmemu.ksmd.ranges import Pages, is_first, sorting_small
 
 Places = npt.NDArray[np.uint64]
 
@@ -31,15 +31,11 @@ def by_slot(where: Places) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     if not len(where):
         return
     slots = (where >> _PAGE_BITS).astype(np.int64)
-    low, high = int(slots.min()), int(slots.max())
-    if low == high:
+    low = int(slots.min())
+    if low == slots.max():
         yield low, np.arange(len(where))
         return
-    if high - low < 1 << 16:  # numpy sorts such keys by their digits
-        slots = (slots - low).astype(np.uint16)
-    else:
-        low = 0
-    order = np.argsort(slots, kind="stable")
+    order = sorting_small(slots - low)
     firsts = np.flatnonzero(is_first(slots[order]))
     for index in np.split(order, firsts[1:]):
-        yield low + int(slots[index[0]]), index
+        yield int(slots[index[0]]), index

@@ -77,3 +77,9 @@ def sorting(numbers: npt.NDArray[T]) -> npt.NDArray[np.int64]:
     key = ((np.cumsum(first) - 1) << 32) | order
     key.sort()
     return key & ((1 << 32) - 1)
+
+
+def sorting_small(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the stable order of numbers from 0 on; where they are below 65,536 numpy sorts by their digits."""
+    small = len(numbers) > 0 and numbers.max() < 1 << 16
+    return np.argsort(numbers.astype(np.uint16) if small else numbers, kind="stable")
