@@ -53,6 +53,8 @@ class Ladders:
         """Make ladders for the contents that many neighbours of these pages (ascending) are to share."""
         prints = self._pool.fingerprint[frames]
         is_next = (np.diff(pages) == 1) & (prints[1:] == prints[:-1])
+        if np.count_nonzero(is_next) < _MIN_NEIGHBOURS:
+            return
         contents, counts = np.unique(prints[1:][is_next], return_counts=True)
         for content in contents[counts >= _MIN_NEIGHBOURS].tolist():
             dups = np.unique(frames[prints == np.uint64(content)])

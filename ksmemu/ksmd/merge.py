@@ -162,15 +162,22 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
         domain.events.merge(order.slot, order.pages[live], order.frames[live], errors[live])
     rmap.move(order.pages[done & has_frame], State.MERGED)
     rmap.move(order.pages[done & ~has_frame], State.ZERO)
+    domain.stats.merges += int(done.sum())
+    if not done.all():
+        _leave(domain, order, errors)
+    _undo_lonely(domain, distinct(order.frames[has_frame]))
+
+
+def _leave(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None:
+    """Enter what a merge order could not do."""
+    rmap, pool = order.slot.rmap, domain.pool
     refused = order.live & (errors != 0)
     rmap.tag[order.pages[refused]] = pool.checksums(order.frames[refused])
     pool.release(order.frames[refused], places(order.slot.id, order.pages[refused]))
     rmap.move(order.pages[refused], State.WRITTEN)
     rmap.give_up(order.pages[refused & (errors == errno.ENOMEM)], Obstacle.MAPPING_BUDGET)
-    domain.stats.merges += int(done.sum())
     domain.stats.verify_refusals += int((errors == errno.EAGAIN).sum())
     domain.stats.over_budget_so_far += int((errors == errno.ENOMEM).sum())
-    _undo_lonely(domain, distinct(order.frames[has_frame]))
 
 
 def abandon(domain: Domain, order: Order) -> None:
@@ -185,6 +192,8 @@ def _undo_lonely(domain: Domain, frames: Frames) -> None:
     """Take new frames back that only one page came to share: nothing is gained by them."""
     pool = domain.pool
     ended = frames[pool.is_fresh[frames] & (pool.pending[frames] == 0)]
+    if not len(ended):
+        return
     lonely = ended[pool.refs[ended] == 1]
     pool.is_fresh[ended] = False
     if not len(lonely):

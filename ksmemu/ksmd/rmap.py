@@ -111,6 +111,8 @@ class Rmap:
 
     def move(self, pages: Pages, state: State) -> None:
         """Take pages (each named once) to a state."""
+        if not len(pages):
+            return
         self.counts -= np.bincount(self.state[pages], minlength=len(State))
         self.counts[state] += len(pages)
         self.state[pages] = state

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd.ranges import is_first
+from ksmemu.ksmd.ranges import is_ascending, is_first
 
 Fingerprints = npt.NDArray[np.uint64]
 Values = npt.NDArray[np.uint64]
@@ -97,7 +97,7 @@ def low_half(fingerprints: Fingerprints) -> npt.NDArray[np.uint32]:
 
 
 def _sorted(fingerprints: Fingerprints, values: Values) -> tuple[Fingerprints, Values]:
-    if not (fingerprints[1:] >= fingerprints[:-1]).all():
+    if not is_ascending(fingerprints):
         order = np.argsort(fingerprints)
         fingerprints, values = fingerprints[order], values[order]
     values = values.copy()
