@@ -169,6 +169,20 @@ static void thaw(const struct ksmemu_agent *agent, uintptr_t start, const bool *
 	}
 }
 
+/* Fault the frames in that verify will read, so that no writer is held for that. */
+static void read_ahead(const struct ksmemu_agent *agent, const struct ksmemu_run *runs, size_t nr)
+{
+	for (size_t r = 0; r < nr; r++) {
+		const volatile unsigned char *frame;
+
+		if (runs[r].frame == KSMEMU_FRAME_ZERO)
+			continue;
+		frame = agent->frames + (runs[r].frame << KSMEMU_PAGE_SHIFT);
+		for (uint32_t i = 0; i < runs[r].nr_pages; i++)
+			(void)frame[(size_t)i << KSMEMU_PAGE_SHIFT];
+	}
+}
+
 void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			 const struct ksmemu_run *runs, size_t nr, struct ksmemu_verdict *verdict,
 			 uint64_t *frozen_ns)
@@ -186,6 +200,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	memset(verdict->error, 0, sizeof(verdict->error));
 	memset(is_own, true, sizeof(is_own));
 
+	read_ahead(agent, runs, nr);
 	since = ksmemu_fresh_slice();
 	error = ksmemu_freeze(agent, start, size);
 	for (size_t r = 0; r < nr; r++) {
