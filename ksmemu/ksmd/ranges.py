@@ -34,6 +34,16 @@ def contains(ranges: Ranges, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.b
     return inside
 
 
+def joined(ranges: Ranges, gap: int) -> Ranges:
+    """Return the ranges with those made one that are at most gap apart."""
+    if len(ranges) < 2:
+        return ranges
+    is_hole = ranges[1:, 0] - ranges[:-1, 1] > gap
+    starts = ranges[np.concatenate([[True], is_hole]), 0]
+    ends = ranges[np.concatenate([is_hole, [True]]), 1]
+    return np.stack([starts, ends], axis=1)
+
+
 def union(*parts: Pages) -> Pages:
     """Return every number in some part, once; the parts are ascending.
 
