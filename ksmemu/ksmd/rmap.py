@@ -75,6 +75,8 @@ class Obstacle(enum.IntEnum):
 HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING, State.LEFT)
 SHOWS_FRAME = (State.MERGED, State.ZERO, State.REHOMING, State.LEFT)
 """Its mapping names a frame or the zero page, as an outcome said."""
+VOLATILE = (State.WRITTEN, State.UNSEEN, State.SETTLED, State.SKIPPED, State.ORDERED)
+"""Neither shared nor waiting as unique."""
 HAS_ITEM = (
     State.WRITTEN,
     State.UNSEEN,
