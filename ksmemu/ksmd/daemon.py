@@ -169,7 +169,6 @@ class Daemon:
         self._tuning.end_scan()
         if self._domain.events.is_on:
             self._domain.events.stop_scan(stats.full_scans, self._domain.nr_rmap_items())
-        self._publish()
         stats.full_scans += 1
         if self._mmlist is not None:
             self._mmlist.start_scan()

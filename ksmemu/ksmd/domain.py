@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames, Pool
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, Obstacle, State
+from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, VOLATILE, Obstacle, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints
@@ -86,7 +86,8 @@ class Domain:
 
     def count(self, *states: State) -> int:
         """Return how many pages are in one of the states, over all spaces."""
-        return sum(int(slot.rmap.counts[list(states)].sum()) for slot in self.slots.values())
+        counts = _total(self.slots.values())
+        return sum(counts[state] for state in states)
 
     def marks_of(self, slot: MmSlot, pages: Pages) -> Fingerprints:
         """Return what is mixed into fingerprints of pages, or into all, so that those of two nodes differ."""
@@ -174,11 +175,12 @@ class Domain:
 
     def counters(self) -> Mapping[str, int]:
         """Return the kernel's counters."""
-        shared = self.pool.nr_used - self._nr_left()
-        sharing = max(self.count(State.MERGED, State.REHOMING) - shared, 0)
-        unshared = self.count(State.UNSTABLE)
-        volatile = self.count(State.WRITTEN, State.UNSEEN, State.SETTLED, State.SKIPPED, State.ORDERED)
-        zero = self.count(State.ZERO)
+        counts = _total(self.slots.values())
+        shared = self.pool.nr_used - (self._nr_left() if counts[State.LEFT] else 0)
+        sharing = max(counts[State.MERGED] + counts[State.REHOMING] - shared, 0)
+        unshared = counts[State.UNSTABLE]
+        volatile = sum(counts[state] for state in VOLATILE)
+        zero = counts[State.ZERO]
         items = shared + sharing + unshared + volatile
         return {
             "pages_scanned": self.stats.pages_scanned,
@@ -196,8 +198,6 @@ class Domain:
 
     def _nr_left(self) -> int:
         """Return how many frames only pages name that are LEFT."""
-        if not self.count(State.LEFT):
-            return 0
         tags = []
         for slot in self.slots.values():
             pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
@@ -220,7 +220,7 @@ class Domain:
             "freeze_max_ns": self.stats.freeze_max_ns,
             "workers": len(self.workers),
             "spaces": len(self.slots),
-            "pages_tracked": sum(slot.rmap.nr_tracked for slot in self.slots.values()),
+            "pages_tracked": sum(_total(self.slots.values())[State.NEW :]),
             "ladder_frames": self.pool.ladders.nr_frames,
             "pool_bytes": self.pool.blocks_bytes(),
         }
@@ -234,12 +234,18 @@ class Domain:
         self.checksum.close()
 
 
+def _total(slots: Iterable[MmSlot]) -> list[int]:
+    """Return how many pages of some spaces are in each State."""
+    counts = [slot.rmap.counts.tolist() for slot in slots]
+    return [sum(in_state) for in_state in zip([0] * len(State), *counts, strict=True)]
+
+
 def _figures(worker: Worker) -> Process:
-    counts = np.sum([slot.rmap.counts for slot in worker.slots], axis=0)
-    merging = int(counts[State.MERGED] + counts[State.REHOMING])
+    counts = _total(worker.slots)
+    merging = counts[State.MERGED] + counts[State.REHOMING]
     return Process(
-        rmap_items=merging + int(counts[State.WRITTEN : State.MERGED].sum()),
-        zero_pages=int(counts[State.ZERO]),
+        rmap_items=merging + sum(counts[State.WRITTEN : State.MERGED]),
+        zero_pages=counts[State.ZERO],
         merging_pages=merging,
         merge_any=worker.merge_any,
         mergeable=any(len(slot.advised) for slot in worker.slots),

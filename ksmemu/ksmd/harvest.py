@@ -10,25 +10,47 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ksmemu import _core
 from ksmemu.ksmd.mm_slot import MmSlot
-from ksmemu.ksmd.ranges import Pages, Ranges, contains, from_core
-from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.ranges import Pages, from_core
+from ksmemu.ksmd.rmap import Rmap, State
+from ksmemu.ksmd.stretch import Mask, Stretch
 from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
 
 _SPAN_GAP = 512
 """Tracked pages closer than this are asked about in one call. Wider holes are left out: arming them would
 make page tables for memory that does not exist, 2 GiB of them for a TiB."""
+_COPY_GAP = 32
+"""The same where copies on write are looked for: as many pages of the own object cost about a call."""
+
+_MOVES = {
+    (False, False): {
+        State.NEW: State.WRITTEN,
+        State.UNSEEN: State.WRITTEN,
+        State.SKIPPED: State.UNSTABLE,
+    },
+    (False, True): {State.UNSTABLE: State.SKIPPED},
+    (True, False): dict.fromkeys(
+        (State.NEW, State.UNSEEN, State.SETTLED, State.SKIPPED, State.UNSTABLE), State.WRITTEN
+    ),
+    (True, True): dict.fromkeys((State.WRITTEN, State.SETTLED, State.SKIPPED, State.UNSTABLE), State.UNSEEN),
+}
+"""What becomes of a page, by whether it was written, and whether it is skipped; others stay what they are."""
 
 
 class Tracker(Protocol):
-    """Knows which tracked pages were written since it was asked the last time."""
+    """Knows which tracked pages were written since it was asked the last time.
 
-    def written(self, slot: MmSlot, pages: Pages) -> npt.NDArray[np.bool_]:
-        """Return for each page whether it was written.
+    Attributes:
+        slice_pages: most pages to ask about between two looks at the sockets.
+    """
+
+    slice_pages: int
+
+    def written(self, slot: MmSlot, stretch: Stretch) -> Mask:
+        """Return for each page whether it was written; what ksmd cannot read was not.
 
         Raises:
             OSError: ESRCH: the worker is gone.
@@ -38,31 +60,35 @@ class Tracker(Protocol):
 class WriteTracker:
     """Asks the kernel, which marks each page at its first write (userfaultfd WP_ASYNC, PAGEMAP_SCAN)."""
 
-    def written(self, slot: MmSlot, pages: Pages) -> npt.NDArray[np.bool_]:
+    slice_pages = 1 << 17
+
+    def written(self, slot: MmSlot, stretch: Stretch) -> Mask:
         """See Tracker."""
-        return contains(_walk(_core.harvest, slot, pages), pages)
+        own = slot.rmap.in_states(stretch, State.NEW, State.ORDERED)
+        return _walk(_core.harvest, slot, stretch, own, _SPAN_GAP)
 
 
 class ChecksumTracker:
     """Reads every page and compares its checksum with the last one, kept as the page's tag."""
 
+    slice_pages = 1 << 13
+
     def __init__(self, fingerprint: Callable[[MmSlot, Pages], Fingerprints]) -> None:
         self._fingerprint = fingerprint
 
-    def written(self, slot: MmSlot, pages: Pages) -> npt.NDArray[np.bool_]:
+    def written(self, slot: MmSlot, stretch: Stretch) -> Mask:
         """See Tracker."""
         rmap = slot.rmap
-        states = rmap.state[pages]
-        is_own = states <= State.UNSTABLE
-        own = pages[is_own]
+        is_own = rmap.in_states(stretch, State.NEW, State.UNSTABLE)
+        own = stretch.pages(is_own)
         checksums = low_half(self._fingerprint(slot, own))
-        written = np.zeros(len(pages), dtype=np.bool_)
-        written[is_own] = (rmap.tag[own] != checksums) | (states[is_own] == State.NEW)
+        written = stretch.none()
+        written[is_own] = (rmap.tag[own] != checksums) | (rmap.state[own] == State.NEW)
         rmap.tag[own] = checksums
         return written
 
 
-def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[np.bool_]) -> Pages:
+def harvest(tracker: Tracker, slot: MmSlot, stretch: Stretch, skipped: Mask) -> Pages:
     """Bring the books of tracked pages up to date with what was written.
 
     Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. A
@@ -72,37 +98,43 @@ def harvest(tracker: Tracker, slot: MmSlot, pages: Pages, skipped: npt.NDArray[n
         The pages that were quiet for a full scan and have no fingerprint yet.
     """
     rmap = slot.rmap
-    was_written = tracker.written(slot, pages)
-    rmap.forget_obstacle(pages[was_written])
-    states = rmap.state[pages]
-    is_quiet = ~was_written
-    settled: Pages = pages[(states == State.WRITTEN) & is_quiet & ~skipped]
-    is_unseen = (states == State.NEW) | (states == State.UNSEEN)
-    knew_it = (states >= State.SETTLED) & (states <= State.UNSTABLE)
-    rmap.move(pages[(is_unseen | (knew_it & was_written)) & ~skipped], State.WRITTEN)
-    rmap.move(pages[((states == State.WRITTEN) | knew_it) & was_written & skipped], State.UNSEEN)
-    rmap.move(pages[(states == State.UNSTABLE) & is_quiet & skipped], State.SKIPPED)
-    rmap.move(pages[(states == State.SKIPPED) & is_quiet & ~skipped], State.UNSTABLE)
-    return settled
+    written = tracker.written(slot, stretch)
+    rmap.forget_obstacles(stretch, written)
+    settled = rmap.in_states(stretch, State.WRITTEN, State.WRITTEN) & ~(written | skipped)
+    for which, before, after in _moving(rmap, stretch, written, skipped):
+        rmap.move_some(stretch, which, before, after)
+    return stretch.pages(settled)
 
 
-def find_broken(slot: MmSlot, pages: Pages) -> Pages:
+def _moving(rmap: Rmap, stretch: Stretch, written: Mask, skipped: Mask) -> list[tuple[Mask, State, State]]:
+    """Return what moves: which pages, from which state, and to which."""
+    states, nr_in = rmap.state[stretch.index], rmap.counts.tolist()
+    any_written, any_skipped = np.count_nonzero(written) > 0, np.count_nonzero(skipped) > 0
+    return [
+        ((states == before) & (written == was_written) & (skipped == was_skipped), before, after)
+        for (was_written, was_skipped), moves in _MOVES.items()
+        if was_written <= any_written and was_skipped <= any_skipped
+        for before, after in moves.items()
+        if nr_in[before]
+    ]
+
+
+def find_broken(slot: MmSlot, stretch: Stretch) -> Pages:
     """Return those of the tracked pages that were merged and that the kernel copied, as they were written."""
-    states = slot.rmap.state[pages]
-    merged = pages[(states == State.MERGED) | (states == State.ZERO)]
-    broken: Pages = merged[contains(_walk(_core.find_private, slot, merged), merged)]
-    return broken
+    merged = slot.rmap.in_states(stretch, State.MERGED, State.ZERO)
+    return stretch.pages(merged & _walk(_core.find_private, slot, stretch, merged, _COPY_GAP))
 
 
-def _walk(walk: Callable[[int, int, int], bytearray], slot: MmSlot, pages: Pages) -> Ranges:
-    """Let the core walk the page tables over the pages; return the ranges of pages that it names."""
-    if not len(pages):
-        return np.empty((0, 2), dtype=np.int64)
-    breaks = np.flatnonzero(np.diff(pages) > _SPAN_GAP)
-    firsts = pages[np.concatenate([[0], breaks + 1])]
-    lasts = pages[np.concatenate([breaks, [len(pages) - 1]])]
+def _walk(
+    walk: Callable[[int, int, int], bytearray], slot: MmSlot, stretch: Stretch, which: Mask, gap: int
+) -> Mask:
+    """Let the core walk the page tables over the pages that a mask names; return which pages it names."""
+    if not np.count_nonzero(which):
+        return which
     found = bytearray()
-    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
-        low, high = slot.start + first * PAGE_SIZE, slot.start + (last + 1) * PAGE_SIZE
-        found += walk(slot.pagemap, low, high)
-    return from_core(found, PAGE_SIZE, slot.start)
+    spans = slot.start + stretch.ranges(which, gap) * PAGE_SIZE
+    for start, end in spans.tolist():
+        found += walk(slot.pagemap, start, end)
+    if not found:
+        return stretch.none()
+    return stretch.within(from_core(found, PAGE_SIZE, slot.start))

@@ -44,7 +44,7 @@ class Claims:
     waiting_fingerprints: Fingerprints
 
     def portions(self, nr_members: int) -> Iterator[Claims]:
-        """Yield the pages that are equal to each other in portions of about so many; nothing else is in them."""
+        """Yield the pages that are equal to each other, and nothing else, in portions of about so many."""
         at = 0
         while at < len(self.members):
             last = min(at + nr_members, len(self.members)) - 1

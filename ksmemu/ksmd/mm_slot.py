@@ -59,15 +59,11 @@ class MmSlot:
 
     def has_unseen_data(self) -> bool:
         """Whether the own object holds other than at the last discovery, and by the books since."""
-        return self._held() - self._in_books() != self.known_surplus
+        return self._held() - self.rmap.nr_own != self.known_surplus
 
     def _held(self) -> int:
         """Return how many pages the own object holds now."""
         return os.fstat(self.own).st_blocks * 512 // PAGE_SIZE
-
-    def _in_books(self) -> int:
-        """Return how many pages the own object holds by the books."""
-        return int(self.rmap.counts[State.NEW : State.MERGED].sum())
 
     def discover(self) -> None:
         """Track the mergeable pages that hold data and are not tracked yet."""
@@ -76,7 +72,7 @@ class MmSlot:
             found = _core.data_extents(self.own, part.start * PAGE_SIZE, part.end * PAGE_SIZE)
             pages = expand(from_core(found, PAGE_SIZE))
             self.rmap.track(pages[self.rmap.state[pages] == State.ABSENT], State.NEW)
-        self.known_surplus = held - self._in_books()
+        self.known_surplus = held - self.rmap.nr_own
 
     def drop_former(self) -> None:
         """Of what was forgotten and is not back, forget the checksums too."""

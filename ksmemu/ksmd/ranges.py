@@ -38,6 +38,16 @@ def contains(ranges: Ranges, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.b
     return inside
 
 
+def joined(ranges: Ranges, gap: int) -> Ranges:
+    """Return the ranges with those made one that are at most gap apart."""
+    if len(ranges) < 2:
+        return ranges
+    is_hole = ranges[1:, 0] - ranges[:-1, 1] > gap
+    starts = ranges[np.concatenate([[True], is_hole]), 0]
+    ends = ranges[np.concatenate([is_hole, [True]]), 1]
+    return np.stack([starts, ends], axis=1)
+
+
 def union(*parts: npt.NDArray[T]) -> npt.NDArray[T]:
     """Return every number in some part, once; the parts are ascending, so that to sort is to merge them."""
     numbers = np.sort(np.concatenate(parts), kind="stable")
@@ -56,7 +66,7 @@ def counted(numbers: npt.NDArray[T]) -> tuple[npt.NDArray[T], npt.NDArray[np.int
 
 def is_ascending(numbers: npt.NDArray[T]) -> bool:
     """Whether no number is less than the one before."""
-    return bool((numbers[1:] >= numbers[:-1]).all())
+    return bool(np.greater_equal(numbers[1:], numbers[:-1]).all())
 
 
 def is_first(ordered: npt.NDArray[T]) -> npt.NDArray[np.bool_]:
@@ -85,6 +95,6 @@ def sorting(numbers: npt.NDArray[T]) -> npt.NDArray[np.int64]:
 
 
 def sorting_small(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the stable order of numbers from 0 on; where they are below 65,536 numpy sorts by their digits."""
+    """Return the stable order of numbers from 0 on; those below 65,536 numpy sorts by their digits."""
     small = len(numbers) > 0 and numbers.max() < 1 << 16
     return np.argsort(numbers.astype(np.uint16) if small else numbers, kind="stable")

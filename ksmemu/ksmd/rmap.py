@@ -13,14 +13,22 @@ not be merged, and 16 in the unstable table while it waits there.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from ksmemu.ksmd.columns import column
-from ksmemu.ksmd.ranges import Pages, union
+from ksmemu.ksmd.ranges import Pages, joined, union
+from ksmemu.ksmd.stretch import Mask, Stretch
 
 CHUNK = 512
 """Pages a chunk: the books of a chunk without a tracked page are never looked at."""
+_DENSE_CHUNKS = 4
+"""Neighbouring chunks are passed as one slice from so many on; fewer together with others of their kind."""
+
+Chunks = npt.NDArray[np.int64]
+"""Numbers of chunks, ascending."""
 
 NO_FRAME = (1 << 32) - 1
 """Tag of a page that shows the kernel's zero page and has no frame (use_zero_pages)."""
@@ -67,6 +75,8 @@ class Obstacle(enum.IntEnum):
 HOLDS_FRAME = (State.ORDERED, State.MERGED, State.REHOMING, State.LEFT)
 SHOWS_FRAME = (State.MERGED, State.ZERO, State.REHOMING, State.LEFT)
 """Its mapping names a frame or the zero page, as an outcome said."""
+VOLATILE = (State.WRITTEN, State.UNSEEN, State.SETTLED, State.SKIPPED, State.ORDERED)
+"""Neither shared nor waiting as unique."""
 HAS_ITEM = (
     State.WRITTEN,
     State.UNSEEN,
@@ -107,7 +117,17 @@ class Rmap:
     @property
     def nr_tracked(self) -> int:
         """Pages that are not ABSENT."""
-        return int(self.counts[State.NEW :].sum())
+        return sum(self.counts[State.NEW :].tolist())
+
+    @property
+    def nr_own(self) -> int:
+        """Pages that the own object holds."""
+        return sum(self.counts[State.NEW : State.MERGED].tolist())
+
+    @property
+    def nr_merged(self) -> int:
+        """Pages that are merged, and not known to be written since."""
+        return int(self.counts[State.MERGED] + self.counts[State.ZERO])
 
     def move(self, pages: Pages, state: State) -> None:
         """Take pages (each named once) to a state."""
@@ -121,6 +141,24 @@ class Rmap:
         if state is State.ABSENT:
             self.rejuvenate(pages)
 
+    def move_some(self, stretch: Stretch, which: Mask, before: State, after: State) -> None:
+        """Take the pages of a stretch that a mask names, all in one state, to another."""
+        nr_pages = np.count_nonzero(which)
+        if not nr_pages:
+            return
+        self.counts[before] -= nr_pages
+        self.counts[after] += nr_pages
+        stretch.put(self.state, which, after)
+        self.forget_obstacles(stretch, which)
+
+    def in_states(self, stretch: Stretch, first: State, last: State) -> Mask:
+        """Return which pages of a stretch are in a state from first to last; little work where none is."""
+        if not any(self.counts[first : last + 1].tolist()):
+            return stretch.none()
+        above = self.state[stretch.index] - np.uint8(first)  # below it: 255 and less
+        is_in: Mask = above <= last - first
+        return is_in
+
     def give_up(self, pages: Pages, why: Obstacle) -> None:
         """Take pages that matched to WRITTEN: they could not be merged."""
         self.move(pages, State.WRITTEN)
@@ -131,6 +169,11 @@ class Rmap:
         """Forget why pages could not be merged: it is not what keeps them now."""
         if self._had_obstacles:
             self.obstacle[pages] = Obstacle.NONE
+
+    def forget_obstacles(self, stretch: Stretch, which: Mask) -> None:
+        """Forget it of the pages of a stretch that a mask names."""
+        if self._had_obstacles:
+            stretch.put(self.obstacle, which, Obstacle.NONE)
 
     def rejuvenate(self, pages: Pages) -> None:
         """Forget how often pages were looked at."""
@@ -150,8 +193,7 @@ class Rmap:
 
     def tracked(self, start: int, end: int) -> Pages:
         """Return the tracked pages in [start, end)."""
-        low, high = np.searchsorted(self._occupied, [start // CHUNK, -(-end // CHUNK)])
-        chunks = self._occupied[low:high]
+        chunks = self._chunks(start, end)
         row, column = np.nonzero(self._by_chunk[chunks])
         pages = chunks[row] * CHUNK + column
         if len(pages) and (pages[0] < start or pages[-1] >= end):
@@ -159,24 +201,59 @@ class Rmap:
             pages = pages[low:high]
         return pages
 
+    def _chunks(self, start: int, end: int) -> Chunks:
+        """Return the chunks of [start, end) that have a tracked page, or had one."""
+        low, high = map(self._occupied.searchsorted, (start // CHUNK, -(-end // CHUNK)))
+        return self._occupied[low:high]
+
+    def stretches(self, start: int, end: int) -> Iterator[Stretch]:
+        """Yield the tracked pages in [start, end), ascending: dense runs, and what is scattered between."""
+        chunks = self._chunks(start, end)
+        at = start
+        for first, last in _dense_runs(chunks):
+            low, high = max(first * CHUNK, start), min(last * CHUNK, end)
+            yield from self._scattered(at, low)
+            yield Stretch(slice(low, high))
+            at = high
+        yield from self._scattered(at, end)
+
+    def _scattered(self, start: int, end: int) -> Iterator[Stretch]:
+        if start < end and len(pages := self.tracked(start, end)):
+            yield Stretch(pages)
+
     def stop_after(self, start: int, budget: int) -> tuple[int, int]:
         """Return (end, count): [start, end) holds count tracked pages, at most budget."""
-        first = int(np.searchsorted(self._occupied, start // CHUNK))
+        if start == 0 and self.nr_tracked <= budget:
+            return self.nr_pages, self.nr_tracked
+        passed, last = int(self._occupied.searchsorted(start // CHUNK)), len(self._occupied)
         end, count = start, 0
-        while first < len(self._occupied) and count < budget:
-            last = first + max((budget - count) // CHUNK, 1)
-            chunks = self._occupied[first:last]
-            end = (int(chunks[-1]) + 1) * CHUNK
-            pages = self.tracked(max(start, int(chunks[0]) * CHUNK), end)
-            if count + len(pages) > budget:
-                return int(pages[budget - count]), budget
-            count += len(pages)
-            first = last
-        if first >= len(self._occupied):
+        while passed < last and count < budget:
+            passed = min(passed + max((budget - count) // CHUNK, 1), last)
+            before, end = end, (int(self._occupied[passed - 1]) + 1) * CHUNK
+            more = self._nr_tracked(before, end)
+            if count + more > budget:
+                return int(self.tracked(before, end)[budget - count]), budget
+            count += more
+        if passed == last:
             end = self.nr_pages
         return min(end, self.nr_pages), count
+
+    def _nr_tracked(self, start: int, end: int) -> int:
+        columns = (self.state[one.index] for one in self.stretches(start, end))
+        return sum(int(np.count_nonzero(states != State.ABSENT)) for states in columns)
 
     def clear(self) -> None:
         """Forget every page."""
         self.move(self.tracked(0, self.nr_pages), State.ABSENT)
         self._occupied = np.empty(0, dtype=np.int64)
+
+
+def _dense_runs(chunks: Chunks) -> list[tuple[int, int]]:
+    """Return (first, last) of each half-open run of neighbouring chunks that are passed as a slice."""
+    if not len(chunks):
+        return []
+    first, last = int(chunks[0]), int(chunks[-1]) + 1
+    if last - first == len(chunks):
+        return [(first, last)]
+    runs = joined(np.stack([chunks, chunks + 1], axis=1), 0)
+    return [(first, last) for first, last in runs.tolist() if last - first >= _DENSE_CHUNKS]

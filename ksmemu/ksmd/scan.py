@@ -6,6 +6,7 @@ again until it is written: the cost of a scan follows what was written, not what
 
 from __future__ import annotations
 
+import bisect
 import logging
 from typing import NamedTuple
 
@@ -22,13 +23,14 @@ from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.place import Places, places
 from ksmemu.ksmd.pool import NO_GAPS, Gaps
 from ksmemu.ksmd.ranges import Pages, distinct, union
-from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.rmap import Rmap, State
+from ksmemu.ksmd.stretch import Stretch
 from ksmemu.ksmd.table import Fingerprints, low_half
 
 log = logging.getLogger(__name__)
 
 SLICE_PAGES = 8192
-"""Most pages between two looks at the sockets: bounds how long a dead worker's frames are kept."""
+"""Most pages read between two looks at the sockets: bounds how long a dead worker's frames are kept."""
 CANDIDATES = 32768
 """Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
 
@@ -80,7 +82,7 @@ class Scan:
                 if slot.has_unseen_data():
                     slot.discover()
                 slot.drop_former()
-            end, count = slot.rmap.stop_after(self._page, min(budget, SLICE_PAGES))
+            end, count = slot.rmap.stop_after(self._page, min(budget, self._slice_pages(slot.rmap)))
             count -= self._scan(slot, self._page, end)
         except OSError as error:
             # It is dying (its pidfd will tell), or it took back what it handed over: its own loss.
@@ -92,6 +94,11 @@ class Scan:
             self._flush(NO_GAPS)
         return count, end == slot.nr_pages and self._go_on_after(slot)
 
+    def _slice_pages(self, rmap: Rmap) -> int:
+        """Return how many pages to pass before the next look at the sockets."""
+        reads_more = self._mmlist is not None or rmap.counts[State.WRITTEN] > SLICE_PAGES
+        return SLICE_PAGES if reads_more else self._tracker.slice_pages
+
     def _go_on_after(self, slot: MmSlot) -> bool:
         """Take the cursor to the next space; return whether a full scan has ended."""
         self._slot_id, self._page = slot.id + 1, 0
@@ -101,12 +108,13 @@ class Scan:
 
     def _next_slot(self) -> MmSlot | None:
         """Return the space at the cursor, or the next one where that one has gone."""
-        for slot_id, slot in self._domain.slots.items():
-            if slot_id >= self._slot_id:
-                if slot_id > self._slot_id:
-                    self._slot_id, self._page = slot_id, 0
-                return slot
-        return None
+        ids = list(self._domain.slots)
+        at = bisect.bisect_left(ids, self._slot_id)
+        if at == len(ids):
+            return None
+        if ids[at] > self._slot_id:
+            self._slot_id, self._page = ids[at], 0
+        return self._domain.slots[ids[at]]
 
     def end(self) -> None:
         """Match and order the rest of a full scan, and pages that wait for room or for one that was skipped.
@@ -115,7 +123,9 @@ class Scan:
         """
         gaps, self._gaps = self._gaps, self._domain.pool.take_gaps()
         passed, self._passed_over = self._passed_over, NO_GAPS[0]
-        self._flush((np.concatenate([gaps[0], passed]), np.pad(gaps[1], (0, len(passed)))))
+        if len(passed):
+            gaps = np.concatenate([gaps[0], passed]), np.pad(gaps[1], (0, len(passed)))
+        self._flush(gaps)
         if self._has_matched:  # tables were built anew as they grew: what they left shall not stay here
             self._has_matched = False
             _core.return_memory()
@@ -155,25 +165,37 @@ class Scan:
         domain = self._domain
         if domain.owner[slot.id].is_stalled():
             return 0
-        pages = slot.rmap.tracked(start, end)
-        skipped = np.zeros(len(pages), dtype=np.bool_)
-        if domain.smart_scan:
-            skipped = smart.skip(slot.rmap, pages)
-        settled = harvest(self._tracker, slot, pages, skipped)
-        self._become_candidates(slot, pages, settled)
-        broken = find_broken(slot, pages)
-        domain.stats.pages_broken += len(broken)
-        nr_skipped = int(skipped.sum())
-        if domain.smart_scan:
-            nr_skipped += int(smart.visit(slot.rmap, broken).sum())
+        holds_own, holds_merged = slot.rmap.nr_own > 0, slot.rmap.nr_merged > 0
+        nr_skipped = 0
+        for stretch in slot.rmap.stretches(start, end):
+            if holds_own:
+                nr_skipped += self._harvest(slot, stretch)
+            if holds_merged:
+                nr_skipped += self._rehome_broken(slot, stretch)
         domain.stats.pages_skipped += nr_skipped
-        rehome.order(domain, slot, broken)
         return nr_skipped
 
-    def _become_candidates(self, slot: MmSlot, pages: Pages, settled: Pages) -> None:
+    def _harvest(self, slot: MmSlot, stretch: Stretch) -> int:
+        """Learn what was written, and fingerprint what was not; return how many pages were skipped."""
+        skipped = smart.skip(slot.rmap, stretch) if self._domain.smart_scan else stretch.none()
+        self._become_candidates(slot, stretch, harvest(self._tracker, slot, stretch, skipped))
+        return int(np.count_nonzero(skipped))
+
+    def _rehome_broken(self, slot: MmSlot, stretch: Stretch) -> int:
+        """Order home what was merged and written since; return how many of those pages count as skipped."""
+        broken = find_broken(slot, stretch)
+        if not len(broken):
+            return 0
+        self._domain.stats.pages_broken += len(broken)
+        skipped = smart.visit(slot.rmap, broken) if self._domain.smart_scan else np.False_
+        rehome.order(self._domain, slot, broken)
+        return int(np.count_nonzero(skipped))
+
+    def _become_candidates(self, slot: MmSlot, stretch: Stretch, settled: Pages) -> None:
         """Fingerprint what is settled; in 2009 also what is not, as far as it equals a merged page."""
-        domain = self._domain
-        found = settled if self._mmlist is None else pages[slot.rmap.state[pages] == State.WRITTEN]
+        domain, found = self._domain, settled
+        if self._mmlist is not None:
+            found = stretch.pages(slot.rmap.in_states(stretch, State.WRITTEN, State.WRITTEN))
         if not len(found):
             return
         fingerprints = domain.fingerprints(slot, found)

@@ -22,8 +22,8 @@ def release_at_break():
     def forget_and_let_go(domain, *where):
         forget(domain, *where)
         for slot in domain.slots.values():
-            tracked = slot.rmap.tracked(0, slot.nr_pages)
-            let_go(domain, slot, harvest.find_broken(slot, tracked))
+            for stretch in slot.rmap.stretches(0, slot.nr_pages):
+                let_go(domain, slot, harvest.find_broken(slot, stretch))
 
     rehome.order = let_go
     Domain.forget = forget_and_let_go

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from ksmemu.ksmd.rmap import Rmap, State
+from ksmemu.ksmd.rmap import CHUNK, Rmap, State
 from tests.support.examples import quick
 
 NR_PAGES = 4999
@@ -48,6 +48,39 @@ def test_counts_are_those_of_a_recount(changes, gone):
     expected = [left.count(state) for state in State if state is not State.ABSENT]
     assert rmap.counts[State.NEW :].tolist() == expected
     assert rmap.nr_tracked == len(left)
+
+
+@quick
+@given(steps, page, page)
+def test_stretches_hold_each_tracked_page_once(changes, start, end):
+    rmap, model = built(changes)
+    found = []
+    for stretch in rmap.stretches(start, end):
+        found += stretch.pages(rmap.state[stretch.index] != State.ABSENT).tolist()
+    assert found == sorted(number for number in model if start <= number < end)
+
+
+@quick
+@given(steps, sets, states)
+def test_pages_named_by_a_mask_move_as_they_do_by_number(changes, chosen, before):
+    (by_mask, _), (by_number, model) = built(changes), built(changes)
+    by_number.move(column(page for page in chosen if model.get(page) == before), State.WRITTEN)
+    is_chosen = np.isin(np.arange(NR_PAGES), column(chosen))
+    for stretch in by_mask.stretches(0, NR_PAGES):
+        which = by_mask.in_states(stretch, before, before) & is_chosen[stretch.index]
+        by_mask.move_some(stretch, which, before, State.WRITTEN)
+    assert by_mask.state.tolist() == by_number.state.tolist()
+    assert by_mask.counts.tolist() == by_number.counts.tolist()
+
+
+def test_neighbouring_chunks_are_one_slice_and_scattered_ones_an_array():
+    rmap = Rmap(41 * CHUNK)
+    chunks = [3, 5, 11, 12, 13, 14, 15, 23, 29]
+    rmap.track(np.array(chunks) * CHUNK + 7, State.NEW)
+    scattered, neighbours, others = [one.index for one in rmap.stretches(0, 41 * CHUNK)]
+    assert scattered.tolist() == [3 * CHUNK + 7, 5 * CHUNK + 7]
+    assert neighbours == slice(11 * CHUNK, 16 * CHUNK)
+    assert others.tolist() == [23 * CHUNK + 7, 29 * CHUNK + 7]
 
 
 @quick
