@@ -54,7 +54,9 @@ def work(pipe: Connection[Any, Any], directory: Path | None, content: Content) -
 
     Runs in: a process of its own.
     """
-    memory = ordinary_memory(content.nr_pages) if directory is None else own_memory(content.nr_pages, directory)
+    memory = (
+        ordinary_memory(content.nr_pages) if directory is None else own_memory(content.nr_pages, directory)
+    )
     with contextlib.suppress(EOFError, ConnectionError, BufferError), memory as pages:
         content.fill(pages)
         worker = Worker(pages)
@@ -87,7 +89,7 @@ class Worker:
     def time_writes(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Write a byte to each of these pages, as it is; return how long each took, in ns."""
         clock, array = time.perf_counter_ns, self._pages.reshape(-1).view(np.uint8)
-        memory = memoryview(array)
+        memory = array.data
         found = []
         for at in (numbers * PAGE_SIZE).tolist():
             byte = memory[at]
