@@ -48,10 +48,7 @@ class Crew:
 
     def answers(self) -> list[Any]:
         """Return the next answer of every member."""
-        try:
-            return [pipe.recv() for pipe in self._pipes]
-        except EOFError:
-            raise KsmError(errno.ECHILD, "a worker ended too early") from None
+        return [self.answer_of(rank) for rank in range(len(self._pipes))]
 
     def tell(self, command: object) -> None:
         """Give all members a command; answers() has what comes of it."""
@@ -63,6 +60,22 @@ class Crew:
         """Give all members a command, and return their answers."""
         self.tell(command)
         return self.answers()
+
+    def tell_one(self, rank: int, command: object) -> None:
+        """Give one member a command; answer_of() has what comes of it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._pipes[rank].send(command)
+
+    def has_answered(self, rank: int, seconds: float) -> bool:
+        """Wait so long for the answer of one member; whether there is one, or an end."""
+        return bool(self._pipes[rank].poll(seconds))
+
+    def answer_of(self, rank: int) -> Any:
+        """Return the next answer of one member."""
+        try:
+            return self._pipes[rank].recv()
+        except EOFError:
+            raise KsmError(errno.ECHILD, "a worker ended too early") from None
 
     def __enter__(self) -> Self:
         return self

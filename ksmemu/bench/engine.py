@@ -19,13 +19,14 @@ from ksmemu.crew import Crew
 from ksmemu.errors import KsmError
 
 KERNEL, KSMEMU = "kernel", "ksmemu"
+MAX_PAGE_SHARING = 256
 _DEADLINE_SECONDS = 120.0
 _POLL_SECONDS = 0.002
 
 _DEFAULTS: dict[str, int | str] = {
     "advisor_mode": "none",
     "smart_scan": 1,
-    "max_page_sharing": 256,
+    "max_page_sharing": MAX_PAGE_SHARING,
     "merge_across_nodes": 1,
     "use_zero_pages": 0,
     "stable_node_chains_prune_millisecs": 2000,

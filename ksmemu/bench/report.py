@@ -71,9 +71,9 @@ def heading() -> str:
     return _line("", "kernel", "ksmemu", "kernel/ksmemu")
 
 
-def block(name: str, about: str, figures: Mapping[str, Figure]) -> Iterator[str]:
+def block(title: str, figures: Mapping[str, Figure]) -> Iterator[str]:
     """Yield the lines of one workload: median (min to max) of each engine, and the ratio."""
-    yield f"{name}: {about}"
+    yield title
     for label, figure in figures.items():
         ratio = f"{figure['ratio']:.3g}" if "ratio" in figure else ""
         yield _line(f"  {label}", _cell(figure.get("kernel")), _cell(figure.get("ksmemu")), ratio)

@@ -19,9 +19,10 @@ def measure(workload: Workload, engines: Sequence[str], nr_rounds: int) -> Round
         OSError: an engine could not be started, or did not reach what was to be reached.
     """
     found: dict[str, list[Figures]] = {name: [] for name in engines if name in workload.engines}
-    tunables = {"pages_to_scan": workload.nr_pages, "sleep_millisecs": 0, **workload.tunables}
+    # One more than there are: the kernel notices the end of a scan only when it looks for the next page.
+    tunables = {"pages_to_scan": workload.nr_pages + 1, "sleep_millisecs": 0, **workload.tunables}
     for number in range(nr_rounds):
         for name in list(found)[:: -1 if number % 2 else 1]:
             with started(name, **tunables) as engine:
-                found[name].append(workload.run(engine))
+                found[name].append(workload.run(engine, workload.contents))
     return found

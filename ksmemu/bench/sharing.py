@@ -8,19 +8,22 @@ from pathlib import Path
 
 from ksmemu.bench import procfs
 from ksmemu.bench.content import Content
-from ksmemu.bench.engine import Engine
+from ksmemu.bench.engine import MAX_PAGE_SHARING, Engine
 from ksmemu.bench.figures import Figures, prefixed, rescan, timed, until_shared
 from ksmemu.bench.guard import raised
+from ksmemu.bench.guests import expected_sharing
 
 _MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 _SCANS, _SMART_SCANS = 3, 16
 """With smart scan a page that never merges is looked at every eighth time."""
 
 
-def share(engine: Engine, contents: Sequence[Content], sharing: int) -> Figures:
-    """Scan until so many pages are saved."""
+def share(engine: Engine, contents: Sequence[Content], goal: int | None = None) -> Figures:
+    """Scan until so many pages are saved: by default all that can be."""
+    if goal is None:
+        goal = expected_sharing(tuple(contents), MAX_PAGE_SHARING)
     with engine.crew(contents) as crew:
-        figures = until_shared(engine, crew, sharing)
+        figures = until_shared(engine, crew, goal)
         if engine.is_ours:
             figures |= {
                 "mappings": max(crew.ask(("mappings",))),
@@ -31,22 +34,22 @@ def share(engine: Engine, contents: Sequence[Content], sharing: int) -> Figures:
     return figures
 
 
-def scattered(engine: Engine, contents: Sequence[Content], sharing: int) -> Figures:
+def scattered(engine: Engine, contents: Sequence[Content], goal: int) -> Figures:
     """The same for isolated pages: each is a mapping, and cuts the one around it."""
     most = max(content.nr_pages for content in contents)
     with raised(_MAX_MAP_COUNT, 2 * most):
-        return share(engine, contents, sharing)
+        return share(engine, contents, goal)
 
 
-def unique(engine: Engine, content: Content) -> Figures:
+def unique(engine: Engine, contents: Sequence[Content]) -> Figures:
     """Look at every page in vain, for the first time and again and again."""
-    nr_pages = content.nr_pages
+    nr_pages = contents[0].nr_pages
 
     def scan() -> None:
         engine.store_run(1)
         engine.until_at_least("pages_unshared", nr_pages)
 
-    with engine.crew([content]) as crew:
+    with engine.crew(contents) as crew:
         figures = timed(engine, crew, scan)
         figures |= prefixed("smart", rescan(engine, crew, _SMART_SCANS, nr_pages))
         engine.ksm.write("smart_scan", 0)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from ksmemu.bench import sharing
+from ksmemu.bench import alone, sharing, writing
 from ksmemu.bench.content import Content, Fills, Image, Random, Scattered, own_random
 from ksmemu.bench.engine import KERNEL, KSMEMU, Engine
 from ksmemu.bench.figures import Figures
-from ksmemu.bench.guests import Guest, expected_sharing
+from ksmemu.bench.guests import Guest
 from ksmemu.units import PAGE_SIZE
 
-MAX_PAGE_SHARING = 256
 _NR_GUESTS = 3
 _NR_MANY = 64
+_DEFAULT_PACE = {"pages_to_scan": 100, "sleep_millisecs": 20}
 
 SIZES: Mapping[str, int] = {
     "twins": 512,
@@ -26,8 +27,12 @@ SIZES: Mapping[str, int] = {
     "scattered": 256,
     "unique": 1024,
     "fills": 256,
+    "churn": 512,
+    "break": 64,
     "unmerge": 256,
     "many": 32,
+    "asleep": 8,
+    "fingerprint": 512,
 }
 """MiB of each worker of a workload."""
 
@@ -37,18 +42,27 @@ class Workload:
     """One block of the table.
 
     Attributes:
-        about: the memory, for people.
-        run: does it once.
-        nr_pages: of all its workers, so that a batch is a full scan.
+        about: for people.
+        contents: the memory of each worker.
+        run: does it once, on an engine with these workers.
         tunables: other than full speed and the defaults.
         engines: on which it runs.
     """
 
     about: str
-    run: Callable[[Engine], Figures]
-    nr_pages: int
+    contents: Sequence[Content]
+    run: Callable[[Engine, Sequence[Content]], Figures]
     tunables: Mapping[str, int] = field(default_factory=dict)
     engines: Sequence[str] = (KERNEL, KSMEMU)
+
+    @property
+    def nr_pages(self) -> int:
+        """Of all workers."""
+        return sum(content.nr_pages for content in self.contents)
+
+    def __str__(self) -> str:
+        each = self.nr_pages * PAGE_SIZE / len(self.contents) / (1 << 20)
+        return f"{len(self.contents)} x {each:g} MiB, {self.about}"
 
 
 def workloads(sizes: Mapping[str, int], images: Sequence[Path]) -> dict[str, Workload]:
@@ -62,37 +76,33 @@ def workloads(sizes: Mapping[str, int], images: Sequence[Path]) -> dict[str, Wor
     guests: list[Content] = [Image(path) for path in images] or [
         Guest(pages["images"], rank) for rank in range(_NR_GUESTS)
     ]
-    twins = [Random(pages["twins"])] * 2
-    scattered = [Scattered(pages["scattered"], rank) for rank in range(2)]
-    unique = own_random(pages["unique"], 0)
-    fills = Fills(pages["fills"])
-    unmerged = [Random(pages["unmerge"])] * 2
-    many = [Random(pages["many"])] * _NR_MANY
-    few = many[: _NR_MANY // 2]
+
+    def twins(name: str, nr: int = 2) -> list[Content]:
+        return [Random(pages[name])] * nr
 
     return {
-        "twins": _workload("all pages equal", twins, lambda e: sharing.share(e, twins, pages["twins"])),
-        "images": _workload("guests", guests, lambda e: sharing.share(e, guests, _expected(guests))),
-        "scattered": _workload(
+        "twins": Workload("all pages equal", twins("twins"), partial(sharing.share, goal=pages["twins"])),
+        "images": Workload("guests", guests, sharing.share),
+        "scattered": Workload(
             "every second page equal",
-            scattered,
-            lambda e: sharing.scattered(e, scattered, pages["scattered"] // 2),
+            [Scattered(pages["scattered"], rank) for rank in range(2)],
+            partial(sharing.scattered, goal=pages["scattered"] // 2),
         ),
-        "unique": _workload("nothing equal", [unique], lambda e: sharing.unique(e, unique)),
-        "fills": _workload(
-            "zeros and 0xff", [fills], lambda e: sharing.share(e, [fills], _expected([fills]))
+        "unique": Workload("no page equal", [own_random(pages["unique"], 0)], sharing.unique),
+        "fills": Workload("zeros and 0xff", [Fills(pages["fills"])], sharing.share),
+        "churn": Workload("rewritten by the first, a scan a second", twins("churn"), writing.churn),
+        "break": Workload(
+            "two equal, one not: first writes",
+            [*twins("break"), own_random(pages["break"], 0)],
+            writing.first_writes,
         ),
-        "unmerge": _workload("run=2, all merged", unmerged, lambda e: sharing.unmerge(e, unmerged)),
-        "many": _workload("all pages equal", many, lambda e: sharing.many(e, many)),
-        "half": _workload("half as many as many", few, lambda e: sharing.many(e, few)),
+        "unmerge": Workload("all merged, then run=2", twins("unmerge"), sharing.unmerge),
+        "many": Workload("all pages equal", twins("many", _NR_MANY), sharing.many),
+        "half": Workload("half as many", twins("many", _NR_MANY // 2), sharing.many),
+        "asleep": Workload(
+            "at the default pace, then idle", twins("asleep"), alone.asleep, _DEFAULT_PACE, (KSMEMU,)
+        ),
+        "fingerprint": Workload(
+            "read by all CPUs", twins("fingerprint", 1), alone.fingerprint, {}, (KSMEMU,)
+        ),
     }
-
-
-def _workload(about: str, contents: Sequence[Content], run: Callable[[Engine], Figures]) -> Workload:
-    nr_pages = sum(content.nr_pages for content in contents)
-    size = nr_pages * PAGE_SIZE / len(contents) / (1 << 20)
-    return Workload(f"{len(contents)} x {size:g} MiB, {about}", run, nr_pages)
-
-
-def _expected(contents: Sequence[Content]) -> int:
-    return expected_sharing(tuple(contents), MAX_PAGE_SHARING)

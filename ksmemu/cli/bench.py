@@ -69,11 +69,11 @@ def bench(  # noqa: PLR0913, PLR0917 (an option each)
     for name in names or known:
         found[name] = report.summarise(measure(known[name], engines, rounds))
         if not as_json:
-            click.echo("\n".join(report.block(name, known[name].about, found[name])))
+            click.echo("\n".join(report.block(f"{name}: {known[name]}", found[name])))
     if picture is not None:
         plot.draw(found, picture)
     if as_json:
-        about = {name: known[name].about for name in found}
+        about = {name: str(known[name]) for name in found}
         echo_json({"kernel": os.uname().release, "cpus": _nr_cpus(), "about": about, "figures": found})
 
 
