@@ -40,7 +40,7 @@ def rescan(engine: Engine, crew: Crew, nr_scans: int, nr_pages: int) -> dict[str
         nr_scans: at least; no less than a second.
         nr_pages: of memory.
     """
-    engine.ksm.wait_full_scans(2)
+    engine.ksm.wait_full_scans(1)
     before = engine.ksm.read("full_scans")
 
     def scan() -> None:

@@ -21,7 +21,7 @@ def measure(workload: Workload, engines: Sequence[str], nr_rounds: int) -> Round
     found: dict[str, list[Figures]] = {name: [] for name in engines if name in workload.engines}
     # One more than there are: the kernel notices the end of a scan only when it looks for the next page.
     tunables = {"pages_to_scan": workload.nr_pages + 1, "sleep_millisecs": 0, **workload.tunables}
-    for number in range(nr_rounds):
+    for number in range(min(nr_rounds, workload.most_rounds)):
         for name in list(found)[:: -1 if number % 2 else 1]:
             with started(name, **tunables) as engine:
                 found[name].append(workload.run(engine, workload.contents))

@@ -14,8 +14,8 @@ from ksmemu.bench.guard import raised
 from ksmemu.bench.guests import expected_sharing
 
 _MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
-_SCANS, _SMART_SCANS = 3, 16
-"""With smart scan a page that never merges is looked at every eighth time."""
+_SCANS, _SMART_SCANS = 1, 8
+"""With smart scan a page that never merges is passed over more and more often: up to eight times in a row."""
 
 
 def share(engine: Engine, contents: Sequence[Content], goal: int | None = None) -> Figures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -14,10 +15,10 @@ from ksmemu.bench.worker import Times
 from ksmemu.crew import Crew
 from ksmemu.units import PAGE_SIZE
 
-_CHURN_SECONDS = 5.0
+_CHURN_SECONDS = 4.5
 _CHURN_PART = 100
 """One page in so many is rewritten a second."""
-_LOOK_SECONDS, _LOOKS_A_SCAN = 0.25, 4
+_HALF_SECOND = 0.5
 _FOREVER_MILLISECS = 1_000_000
 _WRITES, _STREAM = 5_003, 8_192
 """At most: a small memory has fewer pages."""
@@ -54,7 +55,7 @@ def _merged_memory(engine: Engine, crew: Crew, shared: int) -> int:
 
 
 def _churned(engine: Engine, crew: Crew, shared: int, memory: int) -> tuple[float, dict[str, float]]:
-    """Let the first worker write for a while, and wake ksmd once a second, if it scans.
+    """Let the first worker write for a while, and wake ksmd once a second; look half a second later.
 
     Returns:
         How many pages the worker read a second; which part of the savings was kept, in per cent: of the pages
@@ -65,12 +66,14 @@ def _churned(engine: Engine, crew: Crew, shared: int, memory: int) -> tuple[floa
     since = time.monotonic()
     counted: list[float] = []
     held: list[float] = []
-    while not crew.has_answered(0, max(since + len(held) * _LOOK_SECONDS - time.monotonic(), 0)):
-        counted.append(engine.ksm.read("pages_sharing") / shared)
-        held.append(1 - (engine.memory_bytes(crew) - memory) / (shared * PAGE_SIZE))
-        if len(held) % _LOOKS_A_SCAN == 0:
-            # A value other than before wakes ksmd.
-            engine.ksm.write("sleep_millisecs", _FOREVER_MILLISECS + len(held))
+    for half in itertools.count(1):
+        if crew.has_answered(0, max(since + half * _HALF_SECOND - time.monotonic(), 0)):
+            break
+        if half % 2:
+            engine.ksm.write("sleep_millisecs", _FOREVER_MILLISECS + half)  # other than before: it wakes ksmd
+        else:
+            counted.append(engine.ksm.read("pages_sharing") / shared)
+            held.append(1 - (engine.memory_bytes(crew) - memory) / (shared * PAGE_SIZE))
     return crew.answer_of(0), {
         "kept_percent": float(np.mean(counted)) * 100,
         "kept_host_percent": float(np.mean(held)) * 100,
