@@ -90,7 +90,7 @@ def _cell(spread: Spread | None) -> str:
     if spread is None:
         return ""
     middle, low, high = (number(spread[name]) for name in ("median", "min", "max"))
-    return middle if low == high else f"{middle} ({low}–{high})"  # noqa: RUF001 (a range)
+    return middle if low == high else f"{middle} ({low}-{high})"
 
 
 def number(value: float) -> str:

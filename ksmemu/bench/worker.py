@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu.bench.content import WORDS, Content, PageArray
+from ksmemu.errors import NotRunningError
 from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
 from ksmemu.mm.madvise import madvise
 from ksmemu.units import PAGE_SIZE
@@ -65,7 +66,7 @@ def work(pipe: Connection[Any, Any], directory: Path | None, content: Content) -
     memory = (
         ordinary_memory(content.nr_pages) if directory is None else own_memory(content.nr_pages, directory)
     )
-    with contextlib.suppress(EOFError, ConnectionError, BufferError), memory as pages:
+    with contextlib.suppress(EOFError, ConnectionError, BufferError, NotRunningError), memory as pages:
         content.fill(pages)
         worker = Worker(pages)
         pipe.send("filled")
