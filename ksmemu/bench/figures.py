@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from ksmemu.bench.engine import Engine
 from ksmemu.crew import Crew
 
+_FRUITLESS_SCANS = 2
+"""Near the mapping budget, after which nothing more is expected."""
+
 Figures = Mapping[str, float]
 """By name; the end of the name says what is counted: _s, _ms, _us, _ns are costs, which can be compared."""
 
@@ -22,9 +25,15 @@ def timed(engine: Engine, crew: Crew, act: Callable[[], object]) -> dict[str, fl
 
 def until_shared(engine: Engine, crew: Crew, sharing: int) -> dict[str, float]:
     """Scan until so many pages are saved, or as many as there are mappings for; return what it costs."""
+    found, last, is_over = 0, 0, False
 
     def is_done() -> bool:
-        return engine.ksm.read("pages_sharing") >= sharing or engine.is_over_budget()
+        nonlocal found, last, is_over
+        before, found = found, engine.ksm.read("pages_sharing")
+        if found != before:
+            last = engine.ksm.read("full_scans")
+        is_over = is_over or engine.is_over_budget()  # a scan that passes them over does not count them
+        return found >= sharing or (is_over and engine.ksm.read("full_scans") >= last + _FRUITLESS_SCANS)
 
     def scan() -> None:
         engine.store_run(1)
@@ -34,13 +43,12 @@ def until_shared(engine: Engine, crew: Crew, sharing: int) -> dict[str, float]:
 
 
 def rescan(engine: Engine, crew: Crew, nr_scans: int, nr_pages: int) -> dict[str, float]:
-    """Return what full scans of memory that nobody writes cost for a page, in ns.
+    """Return what full scans of memory that nobody writes cost for a page, in ns, where one has just ended.
 
     Args:
         nr_scans: at least; no less than a second.
         nr_pages: of memory.
     """
-    engine.ksm.wait_full_scans(1)
     before = engine.ksm.read("full_scans")
 
     def scan() -> None:

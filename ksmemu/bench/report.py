@@ -77,9 +77,9 @@ def block(title: str, figures: Mapping[str, Figure]) -> Iterator[str]:
     for label, figure in figures.items():
         ratio = f"{figure['ratio']:.3g}" if "ratio" in figure else ""
         yield _line(f"  {label}", _cell(figure.get("kernel")), _cell(figure.get("ksmemu")), ratio)
-    over = figures.get("over_budget_pages")
-    if over and over["ksmemu"]["max"]:
-        yield "  (vm.max_map_count ended it early: ksmemu shared less than the kernel)"
+    left = figures.get("left_pages")
+    if left and left["ksmemu"]["max"]:
+        yield "  (vm.max_map_count ended it early: ksmemu shared less than it could)"
 
 
 def _line(name: str, kernel: str, own: str, ratio: str) -> str:

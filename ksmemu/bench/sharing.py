@@ -14,7 +14,7 @@ from ksmemu.bench.guard import raised
 from ksmemu.bench.guests import expected_sharing
 
 _MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
-_SCANS, _SMART_SCANS = 1, 8
+_SCANS, _SMART_SCANS = 1, 6
 """With smart scan a page that never merges is passed over more and more often: up to eight times in a row."""
 
 
@@ -27,7 +27,7 @@ def share(engine: Engine, contents: Sequence[Content], goal: int | None = None) 
         if engine.is_ours:
             figures |= {
                 "mappings": max(crew.ask(("mappings",))),
-                "over_budget_pages": engine.ksm.read("pages_over_budget"),
+                "left_pages": max(goal - engine.ksm.read("pages_sharing"), 0),
                 "freeze_max_ms": engine.ksm.read("freeze_max_ns") / 1e6,
             }
         engine.store_run(0)
@@ -51,9 +51,11 @@ def unique(engine: Engine, contents: Sequence[Content]) -> Figures:
 
     with engine.crew(contents) as crew:
         figures = timed(engine, crew, scan)
-        figures |= prefixed("smart", rescan(engine, crew, _SMART_SCANS, nr_pages))
         engine.ksm.write("smart_scan", 0)
+        engine.ksm.wait_full_scans(1)
         figures |= prefixed("rescan", rescan(engine, crew, _SCANS, nr_pages))
+        engine.ksm.write("smart_scan", 1)
+        figures |= prefixed("smart", rescan(engine, crew, _SMART_SCANS, nr_pages))
         engine.store_run(0)
     return figures
 
@@ -80,6 +82,7 @@ def many(engine: Engine, contents: Sequence[Content]) -> Figures:
     nr_pages = sum(content.nr_pages for content in contents)
     with engine.crew(contents) as crew:
         figures = until_shared(engine, crew, nr_pages - contents[0].nr_pages)
+        engine.ksm.wait_full_scans(1)
         figures |= prefixed("rescan", rescan(engine, crew, _SCANS, nr_pages))
         if engine.is_ours:
             now = procfs.private_bytes(engine.pid)

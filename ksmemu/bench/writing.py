@@ -15,7 +15,7 @@ from ksmemu.bench.worker import Times
 from ksmemu.crew import Crew
 from ksmemu.units import PAGE_SIZE
 
-_CHURN_SECONDS = 4.5
+_CHURN_SECONDS = 4.0
 _CHURN_PART = 100
 """One page in so many is rewritten a second."""
 _HALF_SECOND = 0.5

@@ -65,7 +65,7 @@ def test_a_block_names_medians_and_ratio():
 
 @pytest.mark.parametrize(("pages", "is_said"), [(0, False), (3, True)])
 def test_a_run_that_the_mapping_budget_ended_says_so(pages, is_said):
-    lines = block("scattered", summarise({"ksmemu": [{"over_budget_pages": pages}]}))
+    lines = block("scattered", summarise({"ksmemu": [{"left_pages": pages}]}))
     assert any("vm.max_map_count" in line for line in lines) == is_said
 
 
