@@ -1,5 +1,6 @@
 """`ksmemu bench` on ksmemu alone, as anybody can run it."""
 
+import os
 import signal
 
 import pytest
@@ -66,7 +67,8 @@ def test_without_matplotlib_nothing_is_begun(tmp_path):
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'matplotlib' else find(name, *rest)\n"
     )
-    ran = run(ALONE, f"--plot={tmp_path / 'a.png'}", "fills", env={"PYTHONPATH": str(tmp_path)})
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ran = run(ALONE, f"--plot={tmp_path / 'a.png'}", "fills", env={"PYTHONPATH": path})
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "ksmemu: --plot needs matplotlib: pip install 'ksmemu[plot]'\n"
 
@@ -88,6 +90,7 @@ def test_a_wrong_word_is_a_usage_error(arguments, part):
     assert part in ran.stderr
 
 
+@pytest.mark.root  # who sees the environment of every process
 def test_an_interrupted_run_leaves_nothing(tmp_path):
     with in_the_midst(tmp_path, ALONE, "twins") as bench:
         bench.send_signal(signal.SIGINT)
@@ -97,6 +100,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.root  # who sees the environment of every process
 def test_a_killed_run_leaves_no_process(tmp_path):
     with in_the_midst(tmp_path, ALONE, "twins") as bench:
         bench.kill()
