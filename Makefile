@@ -1,5 +1,6 @@
 # Everything starts from `make venv`, which the other targets make by themselves:
 #   make demo   four processes share what they have in common, and get it back
+#   make bench  workloads on ksmemu and, as root, on the kernel's own KSM
 #   make test   lint, types, C warnings, all tests
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
@@ -13,7 +14,7 @@ PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-l
 C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wswitch-enum -Wformat=2 -Werror
 
-.PHONY: venv demo test lint style types c-warnings clean
+.PHONY: venv demo bench test lint style types c-warnings clean
 
 venv: $(STAMP)
 
@@ -25,6 +26,9 @@ $(STAMP): pyproject.toml $(CORE) $(HEADERS)
 
 demo: venv
 	@$(BIN)/ksmemu demo
+
+bench: venv
+	@$(BIN)/ksmemu bench
 
 # Only root may compare with the kernel's own KSM, or keep it out of harm's way, and only root can become nobody.
 test: lint

@@ -93,7 +93,7 @@ class Image:
     def fill(self, pages: PageArray) -> None:
         """See Content."""
         with self.path.open("rb", buffering=0) as file:
-            rest = memoryview(pages).cast("B")
+            rest = pages.data.cast("B")
             while rest:
                 rest = rest[file.readinto(rest) :]
 

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 from ksmemu.bench.guard import Store, guarded
 from ksmemu.control.files import LINUX
@@ -53,7 +53,7 @@ class KernelKsm:
             raise KernelLacksError("the kernel's own KSM needs CONFIG_KSM, and root to steer it")
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context((KSM / "run").open())
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
             if self.read("pages_shared"):
                 raise KsmError(errno.EBUSY, "something else uses the kernel's KSM")
             stack.enter_context(guarded(_stores(tunables()), lock.fileno()))
@@ -87,6 +87,13 @@ class KernelKsm:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"full scan {goal} of the kernel has not ended: {self.counters()}")
             time.sleep(_POLL_SECONDS)
+
+
+def _take(lock: TextIO) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EAGAIN, "another benchmark or test has the kernel's KSM") from None
 
 
 def tunables() -> dict[str, str]:

@@ -14,11 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu.bench.content import WORDS, Content, PageArray
-from ksmemu.mm.address_space import MADV_MERGEABLE, AddressSpace
+from ksmemu.errors import NotRunningError
+from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
+from ksmemu.mm.madvise import madvise
 from ksmemu.units import PAGE_SIZE
 
-_SUMMED_PAGES = 64
-"""Pages that the load of churn() reads between two looks at the clock."""
+_READ_PAGES = 64
+"""What churn() reads between two looks at the clock."""
+
+Numbers = npt.NDArray[np.int64]
+"""Of pages."""
+Words = npt.NDArray[np.uint64]
+"""One of each page: its first."""
+Times = tuple[npt.NDArray[np.int64], float]
+"""Nanoseconds: of each single write, and of a page of a stream of them."""
 
 
 @contextlib.contextmanager
@@ -54,8 +63,10 @@ def work(pipe: Connection[Any, Any], directory: Path | None, content: Content) -
 
     Runs in: a process of its own.
     """
-    memory = ordinary_memory(content.nr_pages) if directory is None else own_memory(content.nr_pages, directory)
-    with contextlib.suppress(EOFError, ConnectionError, BufferError), memory as pages:
+    memory = (
+        ordinary_memory(content.nr_pages) if directory is None else own_memory(content.nr_pages, directory)
+    )
+    with contextlib.suppress(EOFError, ConnectionError, BufferError, NotRunningError), memory as pages:
         content.fill(pages)
         worker = Worker(pages)
         pipe.send("filled")
@@ -69,6 +80,7 @@ class Worker:
 
     def __init__(self, pages: PageArray) -> None:
         self._pages = pages
+        self._words = pages[:, 0].copy()
         self._digest = self.digest()
 
     def digest(self) -> int:
@@ -80,29 +92,34 @@ class Worker:
         """Whether the memory holds what it held when it was filled."""
         return self.digest() == self._digest
 
+    def unadvise(self) -> None:
+        """Withdraw the advice, of memory that ksmemu merges."""
+        madvise(self._pages.ravel(), None, MADV_UNMERGEABLE)
+
     def mappings(self) -> int:
         """Return how many mappings this process has."""
         return Path("/proc/self/maps").read_bytes().count(b"\n")
 
-    def time_writes(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Write a byte to each of these pages, as it is; return how long each took, in ns."""
-        clock, array = time.perf_counter_ns, self._pages.reshape(-1).view(np.uint8)
-        memory = memoryview(array)
-        found = []
-        for at in (numbers * PAGE_SIZE).tolist():
-            byte = memory[at]
-            since = clock()
-            memory[at] = byte
-            found.append(clock() - since)
-        return np.array(found)
+    def time_writes(self, numbers: Numbers, stream: tuple[int, int] = (0, 0)) -> Times:
+        """Write a word to pages, as it is, without reading them first.
 
-    def time_stream(self, start: int, end: int) -> float:
-        """Write a word to every page from start to end, as it is; return the ns a page."""
-        words = self._pages[start:end, 1]
-        values = words.copy()
-        since = time.perf_counter_ns()
-        words[:] = values
-        return (time.perf_counter_ns() - since) / (end - start)
+        Args:
+            numbers: pages, one at a time.
+            stream: pages from here to there, in one go.
+
+        Returns:
+            Nanoseconds: of each single write, and of a page of the stream.
+        """
+        return _time_writes(self._pages, self._words, numbers, stream)
+
+    def time_fresh(self, numbers: Numbers, stream: tuple[int, int]) -> tuple[Times, Times]:
+        """The same with as much ordinary memory, advised by nobody: the first time, and the second."""
+        with mmap.mmap(-1, self._pages.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+            pages = _as_pages(memory)
+            first, second = (_time_writes(pages, self._words, numbers, stream) for _ in range(2))
+            del pages
+        return first, second
 
     def churn(self, seconds: float, pages_a_second: int, seed: int) -> float:
         """Read the memory as fast as it goes, and rewrite pages of it at random at the given pace.
@@ -116,8 +133,22 @@ class Worker:
         read = written = 0
         while (now := time.monotonic()) < since + seconds:
             for number in numbers.integers(nr_pages, size=int((now - since) * pages_a_second) - written):
-                pages[number, 0] = pages[number, 0]
+                pages[number, 0] = self._words[number]
                 written += 1
-            pages[numbers.integers(nr_pages, size=_SUMMED_PAGES)].sum()
-            read += _SUMMED_PAGES
+            pages[numbers.integers(nr_pages, size=_READ_PAGES)].sum()
+            read += _READ_PAGES
         return read / (now - since)
+
+
+def _time_writes(pages: PageArray, values: Words, numbers: Numbers, stream: tuple[int, int]) -> Times:
+    clock, memory = time.perf_counter_ns, pages.reshape(-1).data
+    found = []
+    for at, value in zip((numbers * WORDS).tolist(), values[numbers].tolist(), strict=True):
+        since = clock()
+        memory[at] = value
+        found.append(clock() - since)
+    start, end = stream
+    words, those = pages[start:end, 0], values[start:end]
+    since = clock()
+    words[:] = those
+    return np.array(found), (clock() - since) / max(end - start, 1)

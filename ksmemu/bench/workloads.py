@@ -1,207 +1,110 @@
-"""The workloads: each takes a fresh engine that does not scan yet, and returns its figures.
+"""The workloads: what each is, how much memory it takes, and which module does it.
 
-Figures in seconds, or as their names say; the two engines have those in common that can be compared. Memory is
-filled before the clock starts.
+Each gets a fresh engine that does not scan yet. Memory is filled before a clock starts.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from ksmemu.bench.content import Content, Fills, Random, Scattered, own_random
-from ksmemu.bench.content import Image as ImageFile
-from ksmemu.bench.engine import KSMEMU, Engine
-from ksmemu.bench.guests import expected_sharing
-from ksmemu.crew import Crew
+from ksmemu.bench import alone, sharing, writing
+from ksmemu.bench.content import Content, Fills, Image, Random, Scattered, own_random
+from ksmemu.bench.engine import KERNEL, KSMEMU, Engine
+from ksmemu.bench.figures import Figures
+from ksmemu.bench.guests import Guest
 from ksmemu.units import PAGE_SIZE
 
-Figures = Mapping[str, float]
+_NR_GUESTS = 3
+_NR_MANY = 64
+_DEFAULT_PACE = {"pages_to_scan": 100, "sleep_millisecs": 20}
 
-MAX_PAGE_SHARING = 256
-_STEADY_SECONDS = 1.0
-_STEADY_SCANS = 17
-"""Enough that with smart scan every age has its part."""
-_WRITES = 5_003
-_STREAM_PAGES = 8_192
+SIZES: Mapping[str, int] = {
+    "twins": 512,
+    "images": 256,
+    "scattered": 256,
+    "unique": 1024,
+    "fills": 256,
+    "churn": 512,
+    "break": 64,
+    "unmerge": 256,
+    "many": 32,
+    "asleep": 8,
+    "fingerprint": 512,
+}
+"""MiB of each worker of a workload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One row of the table.
+    """One block of the table.
 
     Attributes:
         about: for people.
-        run: does it.
-        nr_pages: of all its workers, so that a batch is a scan.
-        tunables: other than the defaults.
+        contents: the memory of each worker.
+        run: does it once, on an engine with these workers.
+        tunables: other than full speed and the defaults.
+        engines: on which it runs.
+        most_rounds: of what comes out the same every time.
     """
 
     about: str
-    run: Callable[[Engine], Figures]
-    nr_pages: int
-    tunables: Mapping[str, int]
+    contents: Sequence[Content]
+    run: Callable[[Engine, Sequence[Content]], Figures]
+    tunables: Mapping[str, int] = field(default_factory=dict)
+    engines: Sequence[str] = (KERNEL, KSMEMU)
+    most_rounds: int = 1_000
+
+    @property
+    def nr_pages(self) -> int:
+        """Of all workers."""
+        return sum(content.nr_pages for content in self.contents)
+
+    def __str__(self) -> str:
+        each = self.nr_pages * PAGE_SIZE / len(self.contents) / (1 << 20)
+        return f"{len(self.contents)} x {each:g} MiB, {self.about}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much memory the workloads take, in MiB."""
+def workloads(sizes: Mapping[str, int], images: Sequence[Path]) -> dict[str, Workload]:
+    """Return every workload by name.
 
-    twins: int = 512
-    image: int = 256
-    scattered: int = 256
-    unique: int = 1024
-    fills: int = 256
-    churn: int = 512
-    written: int = 64
-    unmerge: int = 256
-    many: int = 32
-    many_workers: int = 64
-    churn_seconds: int = 10
+    Args:
+        sizes: MiB, as SIZES has them.
+        images: raw memory images; none: guests are made up.
+    """
+    pages = {name: (mib << 20) // PAGE_SIZE for name, mib in sizes.items()}
+    guests: list[Content] = [Image(path) for path in images] or [
+        Guest(pages["images"], rank) for rank in range(_NR_GUESTS)
+    ]
 
-
-def workloads(sizes: Sizes, images: Sequence[Path]) -> dict[str, Workload]:
-    """Return every workload by name."""
-    pages = {name: _pages(getattr(sizes, name)) for name in sizes.__slots__}
-    twins = [Random(pages["twins"])] * 2
-    guests = [ImageFile(path) for path in images]
-    scattered = [Scattered(pages["scattered"], rank) for rank in range(2)]
-    unique = [own_random(pages["unique"], 0)]
-    fills = [Fills(pages["fills"])]
-    churned = [Random(pages["churn"])] * 2
-    written = [Random(pages["written"])] * 2
-    unmerged = [Random(pages["unmerge"])] * 2
-    many = [Random(pages["many"])] * sizes.many_workers
-    half = pages["fills"] // 2
-    saved_fills = 2 * (half - -(-half // MAX_PAGE_SHARING))
-    saved_images = expected_sharing(images, MAX_PAGE_SHARING)
-
-    def workload(about: str, run: Callable[[Engine], Figures], contents: Sequence[Content]) -> Workload:
-        return Workload(about, run, sum(content.nr_pages for content in contents), {})
+    def twins(name: str, nr: int = 2) -> list[Content]:
+        return [Random(pages[name])] * nr
 
     return {
-        "twins": workload("all of it equal", lambda e: _share(e, twins, pages["twins"]), twins),
-        "images": workload("guests", lambda e: _share(e, guests, saved_images), guests),
-        "scattered": workload(
+        "twins": Workload("all pages equal", twins("twins"), partial(sharing.share, goal=pages["twins"])),
+        "images": Workload("guests", guests, sharing.share),
+        "scattered": Workload(
             "every second page equal",
-            lambda e: _share(e, scattered, pages["scattered"] // 2),
-            scattered,
+            [Scattered(pages["scattered"], rank) for rank in range(2)],
+            partial(sharing.scattered, goal=pages["scattered"] // 2),
         ),
-        "unique": workload("nothing equal", lambda e: _unique(e, unique), unique),
-        "fills": workload("zeros and 0xff", lambda e: _share(e, fills, saved_fills), fills),
-        "churn": workload("1 % rewritten a second", lambda e: _churn(e, churned, sizes.churn_seconds), churned),
-        "break": workload("first write to a page", lambda e: _break(e, written), written),
-        "unmerge": workload("run=2", lambda e: _unmerge(e, unmerged), unmerged),
-        "many": workload("many workers", lambda e: _many(e, many), many),
+        "unique": Workload("no page equal", [own_random(pages["unique"], 0)], sharing.unique),
+        "fills": Workload("zeros and 0xff", [Fills(pages["fills"])], sharing.share),
+        "churn": Workload("rewritten by the first, a scan a second", twins("churn"), writing.churn),
+        "break": Workload(
+            "two equal, one not: first writes",
+            [*twins("break"), own_random(pages["break"], 0)],
+            writing.first_writes,
+        ),
+        "unmerge": Workload("all merged, then run=2", twins("unmerge"), sharing.unmerge),
+        "many": Workload("all pages equal", twins("many", _NR_MANY), sharing.many),
+        "half": Workload("half as many", twins("many", _NR_MANY // 2), sharing.many),
+        "asleep": Workload(
+            "at the default pace, then idle", twins("asleep"), alone.asleep, _DEFAULT_PACE, (KSMEMU,), 1
+        ),
+        "fingerprint": Workload(
+            "read by all CPUs", twins("fingerprint", 1), alone.fingerprint, {}, (KSMEMU,)
+        ),
     }
-
-
-def _pages(mib: int) -> int:
-    return (mib << 20) // PAGE_SIZE
-
-
-def _share(engine: Engine, contents: Sequence[Content], sharing: int) -> Figures:
-    with engine.crew(contents) as crew:
-        figures = dict(_until_shared(engine, crew, sharing))
-        figures["mappings"] = max(crew.ask(("mappings",)))
-        if engine.name == KSMEMU:
-            figures["freeze_max_ms"] = engine.ksm.read("freeze_max_ns") / 1e6
-        engine.ksm.write("run", 0)
-    return figures
-
-
-def _until_shared(engine: Engine, crew: Crew, sharing: int) -> Figures:
-    return _timed(engine, crew, lambda: (engine.run(), engine.until("pages_sharing", sharing)))
-
-
-def _timed(engine: Engine, crew: Crew, act: Callable[[], object]) -> Figures:
-    cpu, since = engine.cpu_seconds(crew), time.perf_counter()
-    act()
-    seconds = time.perf_counter() - since
-    return {"wall": seconds, "cpu": engine.cpu_seconds(crew) - cpu}
-
-
-def _unique(engine: Engine, contents: Sequence[Content]) -> Figures:
-    nr_pages = contents[0].nr_pages
-    with engine.crew(contents) as crew:
-        first = _timed(
-            engine, crew, lambda: (engine.run(), engine.until("pages_unshared", nr_pages))
-        )
-        figures = {f"first_{name}": value for name, value in first.items()}
-        figures |= {f"smart_{name}": value for name, value in _steady(engine, crew).items()}
-        engine.ksm.write("smart_scan", 0)
-        figures |= {f"steady_{name}": value for name, value in _steady(engine, crew).items()}
-        engine.ksm.write("run", 0)
-    return figures
-
-
-def _steady(engine: Engine, crew: Crew) -> Figures:
-    """Return what a full scan costs of memory that nobody writes."""
-    engine.ksm.wait_full_scans(2)
-    cpu, since, before = engine.cpu_seconds(crew), time.perf_counter(), engine.ksm.read("full_scans")
-    engine.ksm.wait_full_scans(_STEADY_SCANS)
-    while time.perf_counter() < since + _STEADY_SECONDS:
-        engine.ksm.wait_full_scans(1)
-    seconds, scans = time.perf_counter() - since, engine.ksm.read("full_scans") - before
-    return {"wall": seconds / scans, "cpu": (engine.cpu_seconds(crew) - cpu) / scans}
-
-
-def _churn(engine: Engine, contents: Sequence[Content], seconds: float) -> Figures:
-    """Both engines scan once a second while the first worker rewrites pages; first without scanning."""
-    rate = contents[0].nr_pages // 100
-    nr_pages = sum(content.nr_pages for content in contents)
-    most = contents[0].nr_pages
-    with engine.crew(contents) as crew:
-        _until_shared(engine, crew, most)
-        engine.ksm.wait_full_scans(3)
-        engine.ksm.write("run", 0)
-        undisturbed = crew.ask_first(("churn", seconds / 2, rate, 1))
-        engine.run()
-        engine.ksm.wait_full_scans(3)
-        engine.ksm.write("pages_to_scan", nr_pages)
-        engine.ksm.write("sleep_millisecs", 1000)
-        cpu, scans = engine.cpu_seconds(crew), engine.ksm.read("full_scans")
-        crew.tell_first(("churn", seconds, rate, 2))
-        kept = []
-        while not crew.first_has_answered(0.25):
-            kept.append(engine.ksm.read("pages_sharing") / most)
-        scans = engine.ksm.read("full_scans") - scans
-        cpu = engine.cpu_seconds(crew) - cpu
-        engine.ksm.write("run", 0)
-    return {"kept": float(np.mean(kept)), "scans": scans, "cpu": cpu}
-
-
-def _break(engine: Engine, contents: Sequence[Content]) -> Figures:
-    nr_pages = contents[0].nr_pages
-    with engine.crew(contents) as crew:
-        _until_shared(engine, crew, nr_pages)
-        engine.ksm.write("run", 0)
-        numbers = np.random.default_rng(1).permutation(nr_pages - _STREAM_PAGES)[:_WRITES]
-        first = crew.ask(("time_writes", numbers))[0]
-        second = crew.ask(("time_writes", numbers))[0]
-        stream = crew.ask(("time_stream", nr_pages - _STREAM_PAGES, nr_pages))[0]
-    return {
-        "median_us": float(np.median(first)) / 1e3,
-        "p99_us": float(np.percentile(first, 99)) / 1e3,
-        "second_us": float(np.median(second)) / 1e3,
-        "stream_us": stream / 1e3,
-    }
-
-
-def _unmerge(engine: Engine, contents: Sequence[Content]) -> Figures:
-    with engine.crew(contents) as crew:
-        _until_shared(engine, crew, contents[0].nr_pages)
-        return _timed(engine, crew, lambda: engine.ksm.write("run", 2))
-
-
-def _many(engine: Engine, contents: Sequence[Content]) -> Figures:
-    nr_pages = contents[0].nr_pages
-    with engine.crew(contents) as crew:
-        figures = dict(_until_shared(engine, crew, (len(contents) - 1) * nr_pages))
-        figures |= {f"idle_{name}": value for name, value in _steady(engine, crew).items()}
-        engine.ksm.write("run", 0)
-    return figures

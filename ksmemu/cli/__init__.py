@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from ksmemu.cli.bench import bench
 from ksmemu.cli.check import check
 from ksmemu.cli.demo import demo
 from ksmemu.cli.exec import exec_
@@ -30,7 +31,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, explain, set_, exec_, check, demo):
+for verb in (start, stop, status, explain, set_, exec_, check, demo, bench):
     commands.add_command(verb)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ksmemu.bench.kernel_ksm import KernelKsm
 from tests.support import crew
 from tests.support.in_place import kernels_files
-from ksmemu.bench.kernel_ksm import KernelKsm
 from tests.support.processes import Worker
 
 NR_PAGES = 211

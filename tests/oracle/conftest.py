@@ -5,10 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from ksmemu.bench.kernel_ksm import KSM, KernelKsm
 from tests.support import anonymous
 from tests.support.engines import Engine, OwnCrew
-from ksmemu.bench.kernel_ksm import KernelKsm
-from ksmemu.bench.kernel_ksm import KSM
 
 ALIKE = {
     "smart_scan": 0,

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support import anonymous
-from tests.support.images import ImageWorker, padded
 from tests.support.engines import process_files
+from tests.support.images import ImageWorker, padded
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from tests.support import anonymous
 from ksmemu.bench.kernel_ksm import KernelKsm, tunables
+from tests.support import anonymous
 from tests.support.processes import Worker
 from tests.support.waiting import wait_until
 

@@ -5,9 +5,8 @@ import os
 
 import pytest
 
+from ksmemu.bench.kernel_ksm import KSM, KernelKsm
 from ksmemu.control.tunables import ACTIONS, TUNABLES
-from ksmemu.bench.kernel_ksm import KernelKsm
-from ksmemu.bench.kernel_ksm import KSM
 from tests.support.stores import ODD, shown, store
 
 pytestmark = pytest.mark.root
