@@ -43,6 +43,7 @@ class OrderKind(enum.IntEnum):
 
     MERGE = 1
     REHOME = 2
+    RENEW = 3
 
 
 class ReportKind(enum.IntEnum):

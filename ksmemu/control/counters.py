@@ -49,6 +49,7 @@ _STATS = (
     ),
     Counter("pages_broken", "copies on write found so far", "never falls"),
     Counter("pages_rehomed", "pages brought back to own objects", "never falls"),
+    Counter("pages_renewed", "written with what they held", "never falls"),
     Counter("merges", "pages merged so far", "never falls"),
     Counter("verify_refusals", "differed when compared frozen", "never falls"),
     Counter("freeze_max_ns", "longest freeze, in ns", "never falls"),

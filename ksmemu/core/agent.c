@@ -73,7 +73,8 @@ static bool is_well_formed(const struct ksmemu_agent *agent, size_t size)
 	if (size < sizeof(*order) || order->nr_runs == 0 ||
 	    order->nr_runs > KSMEMU_ORDER_MAX_PAGES ||
 	    size != sizeof(*order) + order->nr_runs * sizeof(struct ksmemu_run) ||
-	    (order->kind != KSMEMU_ORDER_MERGE && order->kind != KSMEMU_ORDER_REHOME))
+	    (order->kind != KSMEMU_ORDER_MERGE && order->kind != KSMEMU_ORDER_REHOME &&
+	     order->kind != KSMEMU_ORDER_RENEW))
 		return false;
 	for (uint32_t i = 0; i < order->nr_runs; i++) {
 		const struct ksmemu_run *run = &agent->inbox.runs[i];
@@ -147,6 +148,19 @@ static void rehome_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	note(agent, run->page, run->nr_pages, NULL, error);
 }
 
+static void renew_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		      const struct ksmemu_run *run)
+{
+	int32_t error = refusal(agent, space, run->page, run->nr_pages);
+	int32_t found[KSMEMU_WINDOW_PAGES];
+
+	if (!error && !is_in_pool(agent, run))
+		error = EINVAL;
+	if (!error)
+		ksmemu_renew(agent, space, run, found, &agent->outbox.head.frozen_ns);
+	note(agent, run->page, run->nr_pages, error ? NULL : found, error);
+}
+
 /* How many of the pages at `first` are under one protection: at most max. */
 static uint32_t alike(const struct ksmemu_space *space, uint64_t first, uint32_t max)
 {
@@ -173,16 +187,18 @@ static struct ksmemu_run piece(const struct ksmemu_run *run, uint32_t from, uint
 static void obey_long(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		      const struct ksmemu_run *run)
 {
-	bool is_rehome = agent->inbox.head.kind == KSMEMU_ORDER_REHOME;
-	uint32_t max = is_rehome ? KSMEMU_REHOME_PAGES : KSMEMU_WINDOW_PAGES;
+	uint32_t kind = agent->inbox.head.kind;
+	uint32_t max = kind == KSMEMU_ORDER_REHOME ? KSMEMU_REHOME_PAGES : KSMEMU_WINDOW_PAGES;
 
 	for (uint32_t from = 0; from < run->nr_pages;) {
 		struct ksmemu_run part = piece(run, from, max);
 
-		if (is_rehome && space)
+		if (kind != KSMEMU_ORDER_MERGE && space)
 			part.nr_pages = alike(space, part.page, part.nr_pages);
-		if (is_rehome)
+		if (kind == KSMEMU_ORDER_REHOME)
 			rehome_run(agent, space, &part);
+		else if (kind == KSMEMU_ORDER_RENEW)
+			renew_run(agent, space, &part);
 		else
 			merge_runs(agent, space, &part, 1);
 		from += part.nr_pages;

@@ -277,6 +277,18 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			 uint64_t *frozen_ns);
 
 /**
+ * ksmemu_renew() - map private copies to their frames again that are equal to them
+ * @run: at most KSMEMU_WINDOW_PAGES of MERGED, ZERO or BROKEN pages, all under one protection
+ * @ret: for each page 0 or an errno: EAGAIN, it differs or may not be read; it shows what it did
+ *
+ * The way of a page that was written with what it held, or that got back what it had: a fraction of the
+ * way home, through a scan and back.
+ * Context: agent thread, agent.lock held. Every freeze ends in a wake.
+ */
+void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		  const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns);
+
+/**
  * ksmemu_rehome() - bring the bytes at [start, end) back to the own object
  *
  * What the addresses show is written to the own object, which is then mapped over them and armed.

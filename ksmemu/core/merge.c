@@ -169,6 +169,65 @@ static void thaw(const struct ksmemu_agent *agent, uintptr_t start, const bool *
 	}
 }
 
+/* Merge pages [from, to) of a run again; ret[i] tells of page i of the run. */
+static void renew_stretch(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			  const struct ksmemu_run *run, uint32_t from, uint32_t to, int32_t *ret,
+			  uint64_t *frozen_ns)
+{
+	struct ksmemu_run part = {
+		.page = run->page + from,
+		.frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from,
+		.nr_pages = to - from,
+	};
+	uintptr_t start = space->start + (part.page << KSMEMU_PAGE_SHIFT);
+	size_t size = (size_t)part.nr_pages << KSMEMU_PAGE_SHIFT;
+	uint64_t since = ksmemu_fresh_slice(), held;
+	int error = ksmemu_freeze(agent, start, size);
+	bool is_done = !error;
+
+	if (!error)
+		merge_run(agent, space, &part, ret + from);
+	for (uint32_t i = from; i < to; i++) {
+		if (error)
+			ret[i] = -error;
+		is_done &= ret[i] == 0;
+	}
+	if (!is_done) /* thaw: a copy that stays is looked for, not tracked */
+		(void)ksmemu_uffd_unregister(agent->freeze, start, size);
+	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	held = ksmemu_now_ns() - since;
+	if (held > *frozen_ns)
+		*frozen_ns = held;
+}
+
+void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		  const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns)
+{
+	uintptr_t start = space->start + (run->page << KSMEMU_PAGE_SHIFT);
+	uint32_t from, to;
+	int prot;
+
+	/* A look without a freeze: most that was written differs, and need not be held for that. */
+	(void)ksmemu_space_protection(space, start, start + KSMEMU_PAGE_SIZE, &prot);
+	for (uint32_t i = 0; i < run->nr_pages; i++) {
+		bool is_zero = run->frame == KSMEMU_FRAME_ZERO;
+
+		ret[i] = prot & PROT_READ && is_equal(agent, space,
+						      start + ((uintptr_t)i << KSMEMU_PAGE_SHIFT),
+						      prot, is_zero ? run->frame : run->frame + i)
+				 ? 0
+				 : EAGAIN;
+	}
+	for (from = 0; from < run->nr_pages; from = to) {
+		for (to = from; to < run->nr_pages && ret[to] == 0;)
+			to++;
+		if (to > from)
+			renew_stretch(agent, space, run, from, to, ret, frozen_ns);
+		else
+			to++;
+	}
+}
+
 /* Fault the frames in that verify will read, so that no writer is held for that. */
 static void read_ahead(const struct ksmemu_agent *agent, const struct ksmemu_run *runs, size_t nr)
 {

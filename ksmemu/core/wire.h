@@ -15,7 +15,7 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define KSMEMU_WIRE_VERSION 2u
+#define KSMEMU_WIRE_VERSION 3u
 
 /* Most pages in one order: bounds a report (one span a page at worst) below a socket buffer. */
 #define KSMEMU_ORDER_MAX_PAGES 4096u
@@ -26,6 +26,8 @@
 enum ksmemu_order_kind {
 	KSMEMU_ORDER_MERGE = 1,	 /* map each run to its frames, if the bytes are equal */
 	KSMEMU_ORDER_REHOME = 2, /* bring each run back to the own object */
+	KSMEMU_ORDER_RENEW =
+		3, /* of BROKEN pages: map those to their frames again that are equal to them */
 };
 
 enum ksmemu_report_kind {

@@ -228,14 +228,16 @@ def _outcome(
         raise WireError(f"an outcome of order {order_id} with other pages than the order's")
     del worker.orders[order_id]
     errors = np.repeat(spans["error"], spans["nr_pages"].astype(np.int64))
-    if order.kind is OrderKind.MERGE:
-        merge.outcome(domain, order, errors)
-        if domain.is_unmerging:
-            states = order.slot.rmap.state[order.pages]
-            late = (states == State.MERGED) | (states == State.ZERO)
-            rehome.order(domain, order.slot, order.pages[late])
-    else:
-        rehome.outcome(domain, order, errors)
+    enter = {
+        OrderKind.MERGE: merge.outcome,
+        OrderKind.RENEW: rehome.renewed,
+        OrderKind.REHOME: rehome.outcome,
+    }
+    enter[order.kind](domain, order, errors)
+    if domain.is_unmerging and order.kind is not OrderKind.REHOME:
+        states = order.slot.rmap.state[order.pages]
+        late = (states == State.MERGED) | (states == State.ZERO)
+        rehome.order(domain, order.slot, order.pages[late])
 
 
 def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[np.void]) -> None:

@@ -17,7 +17,7 @@ from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames, Pool
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, SHOWS_FRAME, VOLATILE, Obstacle, State
+from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, NO_FRAME, SHOWS_FRAME, VOLATILE, Obstacle, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints
@@ -42,6 +42,7 @@ class Stats:
     """Of this one."""
     pages_broken: int = 0
     pages_rehomed: int = 0
+    pages_renewed: int = 0
     merges: int = 0
     verify_refusals: int = 0
     freeze_max_ns: int = 0
@@ -119,6 +120,21 @@ class Domain:
         """Return of each fingerprint whether it is that of a page of zeros, on whatever node."""
         unmarked = fingerprints ^ np.uint64(self.checksum.zero)
         return unmarked == 0 if self.merge_across_nodes else np.isin(unmarked, _MARKS)
+
+    def is_in_pool(self, frames: Frames) -> npt.NDArray[np.bool_]:
+        """Return of each frame of the books whether pages map it; zeros show the kernel's zero page."""
+        is_zero = frames == NO_FRAME
+        return ~(is_zero | self.is_zero(self.pool.fingerprint[np.where(is_zero, 0, frames)]))
+
+    def on_the_wire(self, pages: Pages, frames: Frames) -> npt.NDArray[np.uint64]:
+        """Return what pages (ascending) are to show that the books give these frames.
+
+        Zeros show the kernel's zero page, equal neighbours the rungs of a ladder.
+        """
+        in_pool = self.is_in_pool(frames)
+        shown = np.full(len(pages), wire.FRAME_ZERO, dtype=np.uint64)
+        shown[in_pool] = self.pool.ladders.shown(pages[in_pool], frames[in_pool]).astype(np.uint64)
+        return shown
 
     def count_chains(self) -> None:
         """Bring the figures of chains and dups up to date."""
@@ -215,6 +231,7 @@ class Domain:
             "pages_over_budget": self.stats.pages_over_budget,
             "pages_broken": self.stats.pages_broken,
             "pages_rehomed": self.stats.pages_rehomed,
+            "pages_renewed": self.stats.pages_renewed,
             "merges": self.stats.merges,
             "verify_refusals": self.stats.verify_refusals,
             "freeze_max_ns": self.stats.freeze_max_ns,

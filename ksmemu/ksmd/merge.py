@@ -134,13 +134,9 @@ def _on_the_wire(domain: Domain, pages: Pages, frames: Frames) -> npt.NDArray[np
 
     Zeros show the kernel's zero page, equal neighbours the rungs of a ladder.
     """
-    pool = domain.pool
-    is_zero = frames == NO_FRAME
-    is_zero |= domain.is_zero(pool.fingerprint[np.where(is_zero, 0, frames)])
-    shown = np.full(len(pages), wire.FRAME_ZERO, dtype=np.uint64)
-    pool.ladders.raise_for(pages[~is_zero], frames[~is_zero])
-    shown[~is_zero] = pool.ladders.shown(pages[~is_zero], frames[~is_zero]).astype(np.uint64)
-    return shown
+    in_pool = domain.is_in_pool(frames)
+    domain.pool.ladders.raise_for(pages[in_pool], frames[in_pool])
+    return domain.on_the_wire(pages, frames)
 
 
 def _within_budget(worker: Worker, laid: runs.Runs) -> npt.NDArray[np.bool_]:

@@ -32,6 +32,28 @@ def order(domain: Domain, slot: MmSlot, pages: Pages) -> None:
     domain.send(slot, wire.OrderKind.REHOME, laid, pages, frames)
 
 
+def renew(domain: Domain, slot: MmSlot, pages: Pages) -> None:
+    """Order BROKEN pages (ascending) to show their frames again, if they are equal to them; else home.
+
+    So a page that was written with what it held is merged again at once, as in the kernel.
+    """
+    slot.rmap.move(pages, State.REHOMING)
+    frames = slot.rmap.tag[pages].astype(np.int64)
+    laid = runs.lay_out(pages, domain.on_the_wire(pages, frames))
+    domain.send(slot, wire.OrderKind.RENEW, laid, pages, frames)
+
+
+def renewed(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
+    """Enter the outcome of renew(), and order home what differed."""
+    differs = done.live & (errors == errno.EAGAIN)
+    stays = done.live & (errors != errno.EAGAIN)  # what failed is merged still, and found by the next scan
+    is_zero = done.frames == NO_FRAME
+    done.slot.rmap.move(done.pages[stays & ~is_zero], State.MERGED)
+    done.slot.rmap.move(done.pages[stays & is_zero], State.ZERO)
+    domain.stats.pages_renewed += int((done.live & (errors == 0)).sum())
+    order(domain, done.slot, done.pages[differs])
+
+
 def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     """Enter the outcome of a rehome order: errors holds 0 or an errno for each of its pages."""
     rmap = done.slot.rmap

@@ -188,7 +188,7 @@ class Scan:
             return 0
         self._domain.stats.pages_broken += len(broken)
         skipped = smart.visit(slot.rmap, broken) if self._domain.smart_scan else np.False_
-        rehome.order(self._domain, slot, broken)
+        rehome.renew(self._domain, slot, broken)
         return int(np.count_nonzero(skipped))
 
     def _become_candidates(self, slot: MmSlot, stretch: Stretch, settled: Pages) -> None:

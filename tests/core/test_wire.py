@@ -20,6 +20,7 @@ CONSTANTS = {
     "FRAME_ZERO": wire.FRAME_ZERO,
     "ORDER_MERGE": wire.OrderKind.MERGE,
     "ORDER_REHOME": wire.OrderKind.REHOME,
+    "ORDER_RENEW": wire.OrderKind.RENEW,
     "OUTCOME": wire.ReportKind.OUTCOME,
     "ADVISED": wire.ReportKind.ADVISED,
     "UNADVISED": wire.ReportKind.UNADVISED,
