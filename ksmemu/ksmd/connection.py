@@ -215,6 +215,13 @@ def report(domain: Domain, worker: Worker) -> None:
     _change(domain, slot, kind, spans)
 
 
+_ENTER = {
+    OrderKind.MERGE: merge.outcome,
+    OrderKind.RENEW: rehome.renewed,
+    OrderKind.REHOME: rehome.outcome,
+}
+
+
 def _outcome(
     domain: Domain, worker: Worker, named: tuple[int, int], epoch: int, spans: npt.NDArray[np.void]
 ) -> None:
@@ -228,12 +235,7 @@ def _outcome(
         raise WireError(f"an outcome of order {order_id} with other pages than the order's")
     del worker.orders[order_id]
     errors = np.repeat(spans["error"], spans["nr_pages"].astype(np.int64))
-    enter = {
-        OrderKind.MERGE: merge.outcome,
-        OrderKind.RENEW: rehome.renewed,
-        OrderKind.REHOME: rehome.outcome,
-    }
-    enter[order.kind](domain, order, errors)
+    _ENTER[order.kind](domain, order, errors)
     if domain.is_unmerging and order.kind is not OrderKind.REHOME:
         states = order.slot.rmap.state[order.pages]
         late = (states == State.MERGED) | (states == State.ZERO)

@@ -124,7 +124,9 @@ class Domain:
     def is_in_pool(self, frames: Frames) -> npt.NDArray[np.bool_]:
         """Return of each frame of the books whether pages map it; zeros show the kernel's zero page."""
         is_zero = frames == NO_FRAME
-        return ~(is_zero | self.is_zero(self.pool.fingerprint[np.where(is_zero, 0, frames)]))
+        is_zero |= self.is_zero(self.pool.fingerprint[np.where(is_zero, 0, frames)])
+        in_pool: npt.NDArray[np.bool_] = ~is_zero
+        return in_pool
 
     def on_the_wire(self, pages: Pages, frames: Frames) -> npt.NDArray[np.uint64]:
         """Return what pages (ascending) are to show that the books give these frames.
