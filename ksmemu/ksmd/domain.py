@@ -16,7 +16,7 @@ from ksmemu.ksmd.events import Events
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames, Pool
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, counted
 from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, NO_FRAME, SHOWS_FRAME, VOLATILE, Obstacle, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
@@ -220,7 +220,7 @@ class Domain:
         for slot in self.slots.values():
             pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
             tags.append(slot.rmap.tag[pages[slot.rmap.state[pages] == State.LEFT]])
-        frames, counts = np.unique(np.concatenate(tags), return_counts=True)
+        frames, counts = counted(np.concatenate(tags))
         return int((self.pool.refs[frames] == counts).sum())
 
     def processes(self) -> dict[int, Process]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.pool import Frames
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, counted
 from ksmemu.ksmd.rmap import NO_FRAME
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Events:
 
     def remove(self, slot: MmSlot, pages: Pages, frames: Frames) -> None:
         """Pages show these frames no longer; a frame that shows nowhere is no KSM page any more."""
-        which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
+        which, counts = counted(frames[frames != NO_FRAME])
         self._sharers[which] -= counts.astype(np.uint32)
         gone = which[self._sharers[which] == 0]
         lines = _lines("ksm_remove_rmap_item", frames, pages, slot.id)
@@ -126,7 +126,7 @@ class Events:
         self._append(_lines("ksm_advisor", scan_time, pages_to_scan, cpu_percent))
 
     def _share(self, frames: Frames) -> None:
-        which, counts = np.unique(frames[frames != NO_FRAME], return_counts=True)
+        which, counts = counted(frames[frames != NO_FRAME])
         self._sharers[which] += counts.astype(np.uint32)
 
     def _is_ksm_page(self, frames: Frames, done: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu.ksmd.columns import column
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.ranges import Pages, counted, distinct
 
 if TYPE_CHECKING:
     from ksmemu.ksmd.pool import Frames, Pool
@@ -55,9 +55,9 @@ class Ladders:
         is_next = (np.diff(pages) == 1) & (prints[1:] == prints[:-1])
         if np.count_nonzero(is_next) < _MIN_NEIGHBOURS:
             return
-        contents, counts = np.unique(prints[1:][is_next], return_counts=True)
+        contents, counts = counted(prints[1:][is_next])
         for content in contents[counts >= _MIN_NEIGHBOURS].tolist():
-            dups = np.unique(frames[prints == np.uint64(content)])
+            dups = distinct(frames[prints == np.uint64(content)])
             without = dups[self._above[dups] == 0]
             if len(without) and (ladder := self._ladder(content, int(dups[0]))):
                 self._above[without] = ladder.base + 1

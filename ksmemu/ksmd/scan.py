@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SLICE_PAGES = 8192
 """Most pages read between two looks at the sockets: bounds how long a dead worker's frames are kept."""
-CANDIDATES = 32768
+CANDIDATES = 16384
 """Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
 
 
