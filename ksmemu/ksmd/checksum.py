@@ -5,9 +5,11 @@ harvest.py -> checksum.py -> match.py. A fingerprint is of the moment at which t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -18,6 +20,32 @@ from ksmemu.ksmd.table import Fingerprints
 
 _PAGES_A_THREAD = 2048
 """Fewer than this are not worth a second thread."""
+
+
+class Reading:
+    """Fingerprints that threads are at work on; result() or drop() is to be called once.
+
+    Args:
+        own: descriptor that they read; closed in the end.
+        found: what they fill.
+        parts: who is at work.
+    """
+
+    def __init__(self, own: int, found: Fingerprints, parts: Sequence[Future[None]]) -> None:
+        self._own, self._found, self._parts = own, found, parts
+
+    def result(self) -> Fingerprints:
+        """Return the fingerprints when they are there; OSError when one of them cannot be had."""
+        wait(self._parts)
+        os.close(self._own)
+        for part in self._parts:
+            part.result()
+        return self._found
+
+    def drop(self) -> None:
+        """They are not wanted any more."""
+        with contextlib.suppress(OSError):
+            self.result()
 
 
 class Checksum:
@@ -40,22 +68,20 @@ class Checksum:
         Raises:
             OSError: ENODATA: the worker has shrunk its object.
         """
+        return self.begin(slot, pages).result()
+
+    def begin(self, slot: MmSlot, pages: Pages) -> Reading:
+        """Begin to read pages; the space may go before they are read. Errors as pages(), from result()."""
         numbers = pages.astype(np.uint64)
         found = np.empty(len(pages), dtype=np.uint64)
+        own = os.dup(slot.own)
         nr_parts = min(self._nr_threads, -(-len(pages) // _PAGES_A_THREAD))
-        if nr_parts <= 1:
-            _core.checksum_pages(slot.own, numbers, self.seed, found)
-            return found
         bounds = np.linspace(0, len(pages), nr_parts + 1).astype(int).tolist()
         parts = [
-            self._threads.submit(
-                _core.checksum_pages, slot.own, numbers[low:high], self.seed, found[low:high]
-            )
+            self._threads.submit(_core.checksum_pages, own, numbers[low:high], self.seed, found[low:high])
             for low, high in itertools.pairwise(bounds)
         ]
-        for part in parts:
-            part.result()
-        return found
+        return Reading(own, found, parts)
 
     def close(self) -> None:
         """End the threads."""

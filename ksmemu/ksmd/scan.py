@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from ksmemu import _core
 from ksmemu.ksmd import merge, rehome, smart
+from ksmemu.ksmd.checksum import Reading
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
 from ksmemu.ksmd.match import Candidates
@@ -33,6 +35,8 @@ SLICE_PAGES = 8192
 """Most pages read between two looks at the sockets: bounds how long a dead worker's frames are kept."""
 CANDIDATES = 16384
 """Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
+READ_AHEAD = 16384
+"""Most pages that are being read while others are matched and ordered."""
 
 
 class _Found(NamedTuple):
@@ -41,6 +45,14 @@ class _Found(NamedTuple):
     where: Places
     fingerprints: Fingerprints
     changed: npt.NDArray[np.bool_]
+
+
+class _Reading(NamedTuple):
+    """Candidates that are being read."""
+
+    slot: MmSlot
+    pages: Pages
+    fingerprints: Reading
 
 
 _NOTHING = _Found(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.bool_))
@@ -57,6 +69,8 @@ class Scan:
         self._page = 0
         self._gaps = NO_GAPS  # that opened in the full scan before
         self._passed_over = NO_GAPS[0]  # contents whose match awaits a page that was skipped
+        self._readings: deque[_Reading] = deque()
+        self._nr_reading = 0
         self._found: list[_Found] = []
         self._nr_candidates = 0
         self._has_matched = False  # since the last full scan ended
@@ -90,6 +104,7 @@ class Scan:
             end = slot.nr_pages
         domain.stats.pages_scanned += count
         self._page = end
+        self._collect(READ_AHEAD)
         if self._nr_candidates >= CANDIDATES:
             self._flush(NO_GAPS)
         return count, end == slot.nr_pages and self._go_on_after(slot)
@@ -121,6 +136,7 @@ class Scan:
 
         Room is used a full scan late: only then is known which pages were written with what they held.
         """
+        self._collect(0)
         gaps, self._gaps = self._gaps, self._domain.pool.take_gaps()
         passed, self._passed_over = self._passed_over, NO_GAPS[0]
         if len(passed):
@@ -149,7 +165,10 @@ class Scan:
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""
         self._slot_id = self._page = 0
-        self._found, self._nr_candidates = [], 0
+        for reading in self._readings:
+            reading.fingerprints.drop()
+        self._readings.clear()
+        self._found, self._nr_candidates, self._nr_reading = [], 0, 0
         self._domain.pool.take_gaps()
         self._gaps, self._passed_over = NO_GAPS, NO_GAPS[0]
 
@@ -193,19 +212,42 @@ class Scan:
 
     def _become_candidates(self, slot: MmSlot, stretch: Stretch, settled: Pages) -> None:
         """Fingerprint what is settled; in 2009 also what is not, as far as it equals a merged page."""
-        domain, found = self._domain, settled
+        found = settled
         if self._mmlist is not None:
             found = stretch.pages(slot.rmap.in_states(stretch, State.WRITTEN, State.WRITTEN))
         if not len(found):
             return
-        fingerprints = domain.fingerprints(slot, found)
         if self._mmlist is not None:
             # The stable tree was searched first, and the checksum looked at after that.
-            may_merge = np.isin(found, settled) | domain.stable.holds(fingerprints)
-            found, fingerprints = found[may_merge], fingerprints[may_merge]
-        checksums = low_half(fingerprints)
-        changed = slot.rmap.tag[found] != checksums
-        slot.rmap.tag[found] = checksums
+            fingerprints = self._domain.fingerprints(slot, found)
+            may_merge = np.isin(found, settled) | self._domain.stable.holds(fingerprints)
+            found = found[may_merge]
+            slot.rmap.move(found, State.SETTLED)
+            self._add(slot, found, fingerprints[may_merge])
+            return
         slot.rmap.move(found, State.SETTLED)
-        self._found.append(_Found(places(slot.id, found), fingerprints, changed))
-        self._nr_candidates += len(found)
+        self._readings.append(_Reading(slot, found, self._domain.checksum.begin(slot, found)))
+        self._nr_reading += len(found)
+
+    def _collect(self, most: int) -> None:
+        """Take what was read, until no more than so many pages are being read."""
+        domain = self._domain
+        while self._nr_reading > most:
+            slot, pages, reading = self._readings.popleft()
+            self._nr_reading -= len(pages)
+            try:
+                fingerprints = reading.result() ^ domain.marks_of(slot, pages)
+            except OSError as error:
+                log.info("%d pages of space %d passed over: %s", len(pages), slot.id, error)
+                slot.rmap.move(pages[slot.rmap.state[pages] == State.SETTLED], State.WRITTEN)
+                continue
+            # Some may have gone meanwhile.
+            is_there = slot.rmap.state[pages] == State.SETTLED
+            self._add(slot, pages[is_there], fingerprints[is_there])
+
+    def _add(self, slot: MmSlot, pages: Pages, fingerprints: Fingerprints) -> None:
+        checksums = low_half(fingerprints)
+        changed = slot.rmap.tag[pages] != checksums
+        slot.rmap.tag[pages] = checksums
+        self._found.append(_Found(places(slot.id, pages), fingerprints, changed))
+        self._nr_candidates += len(pages)
