@@ -88,7 +88,7 @@ def test_zeros_wait_for_a_scan_where_they_show_the_zero_page(agree):
         one.put(1, [0, 0, 0])
         for _ in range(2):
             engine.step()
-            engine.note()
+            engine.notes.append(engine.ksmd.read("ksm_zero_pages"))
 
     agree(workload, use_zero_pages=1)
 
