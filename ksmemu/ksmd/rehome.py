@@ -1,7 +1,8 @@
 """Step 6: order the way back: pages that were written, or that are to be unmerged.
 
-A page keeps its reference until the outcome says that it is home: until then its mapping names the frame,
-and a copy that is discarded would show it (I2).
+What was written with what it held is renewed: it shows its frame again, and does not go home. A page keeps
+its reference until the outcome says that it is home: until then its mapping names the frame, and a copy that
+is discarded would show it (I2).
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """Renewal: a private copy that is equal to its frame shows the frame again, and any other is left alone."""
 
+import contextlib
 import errno
-from mmap import PROT_READ
+import itertools
+import mmap
+from mmap import PROT_READ, PROT_WRITE
 
 import pytest
 
@@ -11,6 +14,8 @@ from tests.support.children import in_child
 from tests.support.joined import ZERO, joined
 from tests.support.pages import ZEROS, content
 from tests.support.procmaps import PAGE
+
+MOST_MAPPINGS = 1 << 18
 
 
 def merge(space, pages, frame=20):
@@ -143,6 +148,34 @@ def test_a_page_that_may_only_be_read_keeps_that():
         assert space.renew((3, 20, 5)) == dict.fromkeys(range(3, 8), 0)
         assert space.broken(3, 8) == []
         assert [perms for perms, _, _ in shown(space, 3, 5)] == ["rw-p", "r--p", "rw-p"]
+
+
+def fill_up():
+    """Make mappings until the process may have no more (vm.max_map_count)."""
+    made, kinds = [], itertools.cycle((PROT_READ, PROT_READ | PROT_WRITE))
+    with contextlib.suppress(OSError):
+        while len(made) < MOST_MAPPINGS:
+            made.append(mmap.mmap(-1, PAGE, prot=next(kinds)))
+    assert len(made) < MOST_MAPPINGS, "vm.max_map_count is too high to come near it in a test"
+    return made
+
+
+@in_child
+def test_without_a_mapping_left_a_copy_stays_and_may_be_written():
+    with joined() as space:
+        merge(space, range(3, 14))
+        rewrite(space, [8])
+        made = fill_up()
+        refused = 0
+        while (error := space.renew((8, 25, 1))[8]) == errno.ENOMEM:
+            refused += 1
+            assert space.read(8) == content(8)
+            space.write(8, content(8))  # would sleep for ever on a page that is frozen
+            made.pop().close()
+        assert error == 0
+        assert refused > 0
+        assert space.read(8) == content(8)
+        assert space.broken(3, 14) == []
 
 
 @pytest.mark.parametrize("tracks", [True, False])
