@@ -30,6 +30,9 @@ demo: venv
 bench: venv
 	@$(BIN)/ksmemu bench
 
+# Hundreds of tests start processes: where bytecode is not kept, each would compile all of ksmemu again.
+test: export PYTHONDONTWRITEBYTECODE :=
+
 # Only root may compare with the kernel's own KSM, or keep it out of harm's way, and only root can become nobody.
 test: lint
 	@if [ "$$(id -u)" = 0 ]; then \

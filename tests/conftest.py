@@ -17,6 +17,11 @@ def pytest_report_header():
     return f"kernel {os.uname().release}, uid {os.geteuid()}, {os.cpu_count()} cores"
 
 
+def pytest_collection_finish():
+    """What pytest and the tests are made of is no garbage: the collections around each test pass it over."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def the_prctl_is_put_back():
     """What set_memory_merge() leaves in this process, and in the environment of what it starts, is undone."""
