@@ -109,4 +109,6 @@ if __name__ == "__main__":
         from tests.support import breaks
 
         breaks.load(os.environ["KSMEMU_BREAK"])
+    import ksmemu  # noqa: F401 - while the others start, and not one after the other in their first calls
+
     _serve(Connection(int(sys.argv[1])))
