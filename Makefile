@@ -14,7 +14,9 @@ PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-l
 C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wswitch-enum -Wformat=2 -Werror
 
-.PHONY: venv demo bench test lint style types c-warnings clean
+PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+
+.PHONY: venv demo bench test lint style types c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -30,6 +32,9 @@ demo: venv
 bench: venv
 	@$(BIN)/ksmemu bench
 
+# Hundreds of tests start processes: where bytecode is not kept, each would compile all of ksmemu again.
+test: export PYTHONDONTWRITEBYTECODE :=
+
 # Only root may compare with the kernel's own KSM, or keep it out of harm's way, and only root can become nobody.
 test: lint
 	@if [ "$$(id -u)" = 0 ]; then \
@@ -38,7 +43,8 @@ test: lint
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
 
-lint: style types c-warnings
+lint: venv
+	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
 
 style: venv
 	$(BIN)/ruff check
@@ -48,15 +54,12 @@ style: venv
 types: venv
 	$(BIN)/mypy
 
+c-warnings: $(CORE:%=warnings-of/%)
+
 # The analyzer is slow and finds other things than the warnings: every file goes through both.
-c-warnings: venv
-	@include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
-	for file in $(CORE); do \
-		for analyzer in "" -fanalyzer; do \
-			echo "cc $$analyzer $$file"; \
-			gcc $(C_WARNINGS) $$analyzer -isystem "$$include" -c $$file -o /dev/null || exit 1; \
-		done; \
-	done
+$(CORE:%=warnings-of/%): warnings-of/%: % venv
+	gcc $(C_WARNINGS) $(PYTHON_INCLUDE) -c $< -o /dev/null
+	gcc $(C_WARNINGS) -fanalyzer $(PYTHON_INCLUDE) -c $< -o /dev/null
 
 clean:
 	rm -rf .venv build *.egg-info ksmemu/*.so

@@ -12,9 +12,16 @@ from ksmemu.mm import flags
 from tests.support import procmaps
 from tests.support.processes import Worker
 
+AT_ONCE = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1}
+
 
 def pytest_report_header():
     return f"kernel {os.uname().release}, uid {os.geteuid()}, {os.cpu_count()} cores"
+
+
+def pytest_collection_finish():
+    """What pytest and the tests are made of is no garbage: the collections around each test pass it over."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +87,14 @@ def start_ksmd(tmp_path, monkeypatch):
 @pytest.fixture
 def ksmd(start_ksmd):
     """A ksmd that scans everything at once, as fast as it can."""
-    return start_ksmd(run=1, pages_to_scan=1_000_003, sleep_millisecs=1)
+    return start_ksmd(**AT_ONCE)
+
+
+@pytest.fixture(scope="module")
+def lasting_ksmd(tmp_path_factory):
+    """The same for all tests of a module, which names it `ksmd`: for those that ask nothing of its past."""
+    with Ksmd(tmp_path_factory.mktemp("lasting") / "ksmd", smart_scan=0, **AT_ONCE) as ksmd:
+        yield ksmd
 
 
 @pytest.fixture

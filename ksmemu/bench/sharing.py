@@ -14,7 +14,7 @@ from ksmemu.bench.guard import raised
 from ksmemu.bench.guests import expected_sharing
 
 _MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
-_SCANS, _SMART_SCANS = 1, 6
+_SCANS, _SMART_SCANS = 1, 4
 """With smart scan a page that never merges is passed over more and more often: up to eight times in a row."""
 
 

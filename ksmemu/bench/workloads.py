@@ -19,6 +19,7 @@ from ksmemu.units import PAGE_SIZE
 
 _NR_GUESTS = 3
 _NR_MANY = 64
+_FEW = 2
 _DEFAULT_PACE = {"pages_to_scan": 100, "sleep_millisecs": 20}
 
 SIZES: Mapping[str, int] = {
@@ -47,7 +48,7 @@ class Workload:
         run: does it once, on an engine with these workers.
         tunables: other than full speed and the defaults.
         engines: on which it runs.
-        most_rounds: of what comes out the same every time.
+        most_rounds: of what takes long, or comes out the same every time.
     """
 
     about: str
@@ -90,17 +91,21 @@ def workloads(sizes: Mapping[str, int], images: Sequence[Path]) -> dict[str, Wor
             [Scattered(pages["scattered"], rank) for rank in range(2)],
             partial(sharing.scattered, goal=pages["scattered"] // 2),
         ),
-        "unique": Workload("no page equal", [own_random(pages["unique"], 0)], sharing.unique),
+        "unique": Workload(
+            "no page equal", [own_random(pages["unique"], 0)], sharing.unique, most_rounds=_FEW
+        ),
         "fills": Workload("zeros and 0xff", [Fills(pages["fills"])], sharing.share),
-        "churn": Workload("rewritten by the first, a scan a second", twins("churn"), writing.churn),
+        "churn": Workload(
+            "rewritten by the first, a scan a second", twins("churn"), writing.churn, most_rounds=_FEW
+        ),
         "break": Workload(
             "two equal, one not: first writes",
             [*twins("break"), own_random(pages["break"], 0)],
             writing.first_writes,
         ),
         "unmerge": Workload("all merged, then run=2", twins("unmerge"), sharing.unmerge),
-        "many": Workload("all pages equal", twins("many", _NR_MANY), sharing.many),
-        "half": Workload("half as many", twins("many", _NR_MANY // 2), sharing.many),
+        "many": Workload("all pages equal", twins("many", _NR_MANY), sharing.many, most_rounds=_FEW),
+        "half": Workload("half as many", twins("many", _NR_MANY // 2), sharing.many, most_rounds=_FEW),
         "asleep": Workload(
             "at the default pace, then idle", twins("asleep"), alone.asleep, _DEFAULT_PACE, (KSMEMU,), 1
         ),

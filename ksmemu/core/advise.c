@@ -138,9 +138,15 @@ int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 		return -ENOENT;
 	if (agent->track >= 0)
 		error = ksmemu_uffd_unregister(agent->track, start, end - start);
-	if (!error)
-		ksmemu_report_change(agent, space, KSMEMU_UNADVISED, start, end);
-	return error;
+	if (error)
+		return error;
+	/*
+	 * SAFE: an order of this epoch was sent by a ksmd that has heard that the pages are home. One of the
+	 * withdrawal's may wait in the socket, and they may be advised again before it is read.
+	 */
+	space->epoch++;
+	ksmemu_report_change(agent, space, KSMEMU_UNADVISED, start, end);
+	return 0;
 }
 
 int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,

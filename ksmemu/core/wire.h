@@ -26,8 +26,7 @@
 enum ksmemu_order_kind {
 	KSMEMU_ORDER_MERGE = 1,	 /* map each run to its frames, if the bytes are equal */
 	KSMEMU_ORDER_REHOME = 2, /* bring each run back to the own object */
-	KSMEMU_ORDER_RENEW =
-		3, /* of BROKEN pages: map those to their frames again that are equal to them */
+	KSMEMU_ORDER_RENEW = 3,	 /* the same of BROKEN pages; what differs stays as it is */
 };
 
 enum ksmemu_report_kind {
@@ -59,7 +58,7 @@ struct ksmemu_report {
 	uint32_t kind;
 	uint32_t space;
 	uint64_t id;
-	uint32_t epoch; /* raised by each UNADVISED and UNMAPPED */
+	uint32_t epoch; /* raised by each withdrawal, UNADVISED and UNMAPPED */
 	uint32_t nr_spans;
 	uint64_t frozen_ns; /* longest freeze of this order */
 };

@@ -163,6 +163,8 @@ class Daemon:
     def _end_scan(self) -> None:
         self._scan.end()
         self._workers.settle(STALLED_SECONDS)
+        rehome.order_unheld(self._domain)
+        self._workers.settle(STALLED_SECONDS)
         stats = self._domain.stats
         stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
         self._domain.count_chains()

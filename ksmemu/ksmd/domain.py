@@ -28,6 +28,8 @@ from ksmemu.units import PAGE_SIZE
 _MARKS = np.arange(1, wire.MAX_NODES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 """A mark for each node, far from each other: multiples of the golden ratio."""
 
+_NONE_RENEWED = (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64))
+
 
 @dataclass(slots=True)
 class Stats:
@@ -71,6 +73,7 @@ class Domain:
         self.merge_across_nodes = True
         self.nr_chains, self.nr_dups = 0, 0
         self.is_unmerging = False  # run=2: a merge whose outcome comes late is undone
+        self.renewed = [_NONE_RENEWED]  # since take_renewed()
         self._next_order = 0
 
     def send(self, slot: MmSlot, kind: wire.OrderKind, laid: Runs, pages: Pages, frames: Frames) -> None:
@@ -123,10 +126,9 @@ class Domain:
 
     def is_in_pool(self, frames: Frames) -> npt.NDArray[np.bool_]:
         """Return of each frame of the books whether pages map it; zeros show the kernel's zero page."""
-        is_zero = frames == NO_FRAME
+        is_zero: npt.NDArray[np.bool_] = frames == NO_FRAME
         is_zero |= self.is_zero(self.pool.fingerprint[np.where(is_zero, 0, frames)])
-        in_pool: npt.NDArray[np.bool_] = ~is_zero
-        return in_pool
+        return ~is_zero
 
     def on_the_wire(self, pages: Pages, frames: Frames) -> npt.NDArray[np.uint64]:
         """Return what pages (ascending) are to show that the books give these frames.
@@ -186,6 +188,12 @@ class Domain:
                 pages = pages[np.isin(slot.rmap.state[pages], SHOWS_FRAME)]
                 shown.append(slot.rmap.tag[pages].astype(np.int64))
             self.events.start(np.concatenate(shown))
+
+    def take_renewed(self) -> tuple[Places, Frames]:
+        """Return the pages that were renewed since the last call, and their frames; a page may come twice."""
+        renewed, self.renewed = self.renewed, [_NONE_RENEWED]
+        where, frames = (np.concatenate(column) for column in zip(*renewed, strict=True))
+        return where, frames
 
     def nr_rmap_items(self) -> int:
         """Return for how many pages the kernel would have an rmap_item."""

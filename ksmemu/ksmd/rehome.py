@@ -1,7 +1,8 @@
 """Step 6: order the way back: pages that were written, or that are to be unmerged.
 
-A page keeps its reference until the outcome says that it is home: until then its mapping names the frame,
-and a copy that is discarded would show it (I2).
+What was written with what it held is renewed: it shows its frame again, and does not go home. A page keeps
+its reference until the outcome says that it is home: until then its mapping names the frame, and a copy that
+is discarded would show it (I2).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from ksmemu import room, wire
 from ksmemu.ksmd import runs
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
-from ksmemu.ksmd.place import places
-from ksmemu.ksmd.ranges import Pages
+from ksmemu.ksmd.place import by_slot, pages_of, places
+from ksmemu.ksmd.pool import Frames
+from ksmemu.ksmd.ranges import Pages, counted, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, State
 from ksmemu.ksmd.worker import Order
 from ksmemu.units import PAGE_SIZE
@@ -37,21 +39,58 @@ def renew(domain: Domain, slot: MmSlot, pages: Pages) -> None:
 
     So a page that was written with what it held is merged again at once, as in the kernel.
     """
-    slot.rmap.move(pages, State.REHOMING)
     frames = slot.rmap.tag[pages].astype(np.int64)
+    may_return = _may_return(domain, slot, frames)
+    order(domain, slot, pages[~may_return])
+    pages, frames = pages[may_return], frames[may_return]
+    if not len(pages):
+        return
+    slot.rmap.move(pages, State.REHOMING)
     laid = runs.lay_out(pages, domain.on_the_wire(pages, frames))
     domain.send(slot, wire.OrderKind.RENEW, laid, pages, frames)
+
+
+def _may_return(domain: Domain, slot: MmSlot, frames: Frames) -> npt.NDArray[np.bool_]:
+    """Return of pages of a slot which would merge with these frames today, if they were equal to them.
+
+    Not so the zero page: the kernel has forgotten who showed it. Nor a frame of zeros when they are to
+    show the zero page, nor what mbind may have put on another node.
+    """
+    if not domain.merge_across_nodes and len(slot.nodes):
+        return np.zeros(len(frames), dtype=np.bool_)
+    may_return: npt.NDArray[np.bool_] = frames != NO_FRAME
+    if domain.use_zero_pages:
+        may_return &= domain.is_in_pool(frames)
+    return may_return
 
 
 def renewed(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     """Enter the outcome of renew(), and order home what differed."""
     differs = done.live & (errors == errno.EAGAIN)
     stays = done.live & (errors != errno.EAGAIN)  # what failed is merged still, and found by the next scan
-    is_zero = done.frames == NO_FRAME
-    done.slot.rmap.move(done.pages[stays & ~is_zero], State.MERGED)
-    done.slot.rmap.move(done.pages[stays & is_zero], State.ZERO)
-    domain.stats.pages_renewed += int((done.live & (errors == 0)).sum())
+    done.slot.rmap.move(done.pages[stays], State.MERGED)
+    equal = done.live & (errors == 0)
+    domain.renewed.append((places(done.slot.id, done.pages[equal]), done.frames[equal]))
+    domain.stats.pages_renewed += int(equal.sum())
     order(domain, done.slot, done.pages[differs])
+
+
+def order_unheld(domain: Domain) -> None:
+    """Order home what was renewed in this full scan, where no other page held the frame meanwhile.
+
+    The kernel freed such a frame when the last page of it was written: whether these pages share another is
+    for them to find out. Only at the end of a full scan have all its pages been looked at.
+    """
+    where, frames = domain.take_renewed()
+    which, counts = counted(frames)
+    is_unheld = np.isin(frames, which[domain.pool.refs[which] == counts])
+    where, frames = where[is_unheld], frames[is_unheld]
+    for slot_id, index in by_slot(where):
+        slot, pages = domain.slots.get(slot_id), pages_of(where[index])
+        if slot is None:
+            continue
+        is_there = (slot.rmap.state[pages] == State.MERGED) & (slot.rmap.tag[pages] == frames[index])
+        order(domain, slot, distinct(pages[is_there]))
 
 
 def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:

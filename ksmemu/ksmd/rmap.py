@@ -6,7 +6,7 @@ not be merged, and 16 in the unstable table while it waits there.
 
     ABSENT ─found─▶ NEW ─seen─▶ WRITTEN ─quiet─▶ SETTLED ─match─▶ UNSTABLE | ORDERED
     ORDERED ─done─▶ MERGED | ZERO      ORDERED ─refused─▶ WRITTEN
-    MERGED, ZERO ─written, unmerged─▶ REHOMING ─done─▶ WRITTEN
+    MERGED, ZERO ─written, unmerged─▶ REHOMING ─done─▶ WRITTEN      REHOMING ─equal─▶ MERGED
     MERGED ◀─advised again─ LEFT ◀─MERGED, no longer advised (only as in 2009)
 """
 

@@ -201,13 +201,20 @@ class Scan:
         return int(np.count_nonzero(skipped))
 
     def _rehome_broken(self, slot: MmSlot, stretch: Stretch) -> int:
-        """Order home what was merged and written since; return how many of those pages count as skipped."""
+        """Order home what was merged and written since, but for what can merge with its frame again.
+
+        Returns:
+            How many of those pages count as skipped: they merge no more in this scan, as in the kernel.
+        """
         broken = find_broken(slot, stretch)
         if not len(broken):
             return 0
         self._domain.stats.pages_broken += len(broken)
-        skipped = smart.visit(slot.rmap, broken) if self._domain.smart_scan else np.False_
-        rehome.renew(self._domain, slot, broken)
+        skipped = np.zeros(len(broken), dtype=np.bool_)
+        if self._domain.smart_scan:
+            skipped = smart.visit(slot.rmap, broken)
+        rehome.order(self._domain, slot, broken[skipped])
+        rehome.renew(self._domain, slot, broken[~skipped])
         return int(np.count_nonzero(skipped))
 
     def _become_candidates(self, slot: MmSlot, stretch: Stretch, settled: Pages) -> None:

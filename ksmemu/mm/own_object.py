@@ -177,6 +177,8 @@ class OwnObject:
             rehomed.put(part.start, part.end, None)
         for item in rehomed:
             self._agent.unadvised(self.id, item.start, item.end)
+        # Not before ksmd was told of all of them: until then it may have them merged as what they were.
+        for item in rehomed:
             self._agent.advise(self.id, item.start, item.end, False, advised)
         self._agent.withdraw(self.id, advised)
 

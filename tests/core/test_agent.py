@@ -222,8 +222,26 @@ def test_a_stale_epoch_is_refused():
         settle(space, [7], frame=20)
         space.agent.withdraw(SPACE, space.ranges((0, 23)))
         assert space.merge((7, 20, 1)) == {7: errno.ESTALE}
-        assert space.rehome((7, 1)) == {7: errno.ESTALE}
+        assert space.renew((7, 20, 1)) == space.rehome((7, 1)) == {7: errno.ESTALE}
         assert space.merge((7, 20, 1), epoch=1) == {7: 0}
+
+
+@in_child
+def test_an_order_from_before_the_end_of_a_withdrawal_is_stale_after_new_advice():
+    """ksmd may learn the epoch of a withdrawal, by a refusal, before it hears that the pages are home."""
+    with joined() as space:
+        settle(space, [7, 8], frame=20)
+        space.merge((7, 20, 1))
+        space.agent.withdraw(SPACE, b"")
+        space.agent.rehome(SPACE, space.address(7), space.address(8))
+        assert space.renew((7, 20, 1), epoch=1) == {7: errno.EINVAL}
+        space.agent.unadvised(SPACE, space.address(0), space.address(23))
+        space.report()
+        space.advise(adopt=False)
+        for order_of in (space.merge, space.renew):
+            assert order_of((7, 20, 2), epoch=1) == {7: errno.ESTALE, 8: errno.ESTALE}
+        assert shown(space, 7, 2) == [("rw-s", 7, 2)]
+        assert space.merge((7, 20, 2), epoch=2) == {7: 0, 8: 0}
 
 
 @in_child
@@ -234,6 +252,7 @@ def test_pages_outside_the_advice_are_refused():
         space.advise(5, 11)
         for page, nr in ((4, 1), (4, 3), (10, 2), (11, 1), (22, 1), (22, 2), (23, 1), (1 << 40, 1)):
             assert set(space.merge((page, 25, nr)).values()) == {errno.EINVAL}, page
+            assert set(space.renew((page, 25, nr)).values()) == {errno.EINVAL}, page
             assert set(space.rehome((page, nr)).values()) == {errno.EINVAL}, page
         assert space.read(4) == content(4)
         assert space.merge((5, 25, 6)) == dict.fromkeys(range(5, 11), 0)
@@ -246,6 +265,7 @@ def test_frames_outside_the_pool_are_refused():
         for frame in (61, 59, 60, 1 << 40, ZERO - 1):
             errors = space.merge((3, frame, 3))
             assert errors == dict.fromkeys((3, 4, 5), errno.EINVAL), frame
+            assert space.renew((3, frame, 3)) == errors, frame
         assert [space.read(page) for page in (3, 4, 5)] == [content(3), content(4), content(5)]
 
 
@@ -254,6 +274,7 @@ def test_an_unknown_space_is_refused():
     with joined() as space:
         settle(space, [7], frame=20)
         assert space.merge((7, 20, 1), space=SPACE + 1) == {7: errno.ENOENT}
+        assert space.renew((7, 20, 1), space=SPACE + 1) == {7: errno.ENOENT}
         assert space.rehome((7, 1), space=SPACE + 1) == {7: errno.ENOENT}
         assert space.agent.is_alive()
 
@@ -272,8 +293,10 @@ GARBAGE = {
     "more runs than it says": order(OrderKind.MERGE, [(7, 20, 1), (8, 21, 1)], nr_runs=1),
     "a run that is cut": order(OrderKind.MERGE, [(7, 20, 1)])[:-3],
     "a number of runs that wraps": order(OrderKind.MERGE, [(7, 20, 1)], nr_runs=2**32 - 1),
-    "an unknown kind": order(3, [(7, 20, 1)]),
+    "an unknown kind": order(4, [(7, 20, 1)]),
     "a run of no pages": order(OrderKind.MERGE, [(7, 20, 0)]),
+    "no page to renew": order(OrderKind.RENEW, [(7, 20, 0)]),
+    "too many pages to renew": order(OrderKind.RENEW, [(0, 0, ORDER_MAX_PAGES + 1)]),
     "pages that descend": order(OrderKind.MERGE, [(8, 20, 1), (7, 21, 1)]),
     "runs that overlap": order(OrderKind.MERGE, [(7, 20, 3), (9, 30, 1)]),
     "too many pages": order(OrderKind.MERGE, [(0, 0, ORDER_MAX_PAGES), (5000, 0, 1)]),
@@ -323,15 +346,15 @@ def test_every_change_is_reported_with_its_pages_and_epoch():
         space.agent.withdraw(SPACE, space.ranges((3, 10)))
         space.agent.unadvised(SPACE, space.address(10), space.address(20))
         kind, _, _, epoch, _, spans = space.report()
-        assert (kind, epoch, spans.tolist()) == (ReportKind.UNADVISED, 1, [(10, 10, 0, 0)])
+        assert (kind, epoch, spans.tolist()) == (ReportKind.UNADVISED, 2, [(10, 10, 0, 0)])
 
         space.agent.refused(SPACE, space.address(10), space.address(13))
         kind, _, _, epoch, _, spans = space.report()
-        assert (kind, epoch, spans.tolist()) == (ReportKind.REFUSED, 1, [(10, 3, 0, 0)])
+        assert (kind, epoch, spans.tolist()) == (ReportKind.REFUSED, 2, [(10, 3, 0, 0)])
 
         space.agent.unmap(SPACE, space.address(3), space.address(5), space.ranges((5, 10)))
         kind, _, _, epoch, _, spans = space.report()
-        assert (kind, epoch, spans.tolist()) == (ReportKind.UNMAPPED, 2, [(3, 2, 0, 0)])
+        assert (kind, epoch, spans.tolist()) == (ReportKind.UNMAPPED, 3, [(3, 2, 0, 0)])
 
         space.agent.remove_space(SPACE)
         assert space.report()[0] is ReportKind.CLOSED

@@ -15,6 +15,11 @@ from tests.support.waiting import wait_until
 BOTH = pytest.mark.parametrize("advice", [MADV_MERGEABLE, MADV_UNMERGEABLE])
 
 
+@pytest.fixture(scope="module")
+def ksmd(lasting_ksmd):
+    return lasting_ksmd
+
+
 @pytest.fixture
 def one(ksmd, memory):
     return memory(ksmd, advise=False)

@@ -27,7 +27,7 @@ def fast_ksmd(start_ksmd):
 
 
 def figures(seed, results, stats):
-    names = ("merges", "verify_refusals", "pages_broken", "pages_rehomed", "freeze_max_ns")
+    names = ("merges", "verify_refusals", "pages_broken", "pages_rehomed", "pages_renewed", "freeze_max_ns")
     shown = results | {name: stats[name] for name in names}
     return f"race, seed {seed}: " + ", ".join(f"{value:,} {name}" for name, value in shown.items())
 
@@ -41,6 +41,24 @@ def test_writes_survive_while_pages_merge_under_them(fast_ksmd, seed, show):
     assert stats["merges"] > 0
     assert stats["verify_refusals"] > 0
     assert stats["pages_rehomed"] > 0
+    assert stats["pages_renewed"] > 0
+
+
+def test_writes_survive_renewals_and_nothing_else(seed, show):
+    with Worker() as worker:
+        results = worker.call(race.run_renewing, seed, 5.0)
+    failures = results.pop("failures")
+    show(f"renewals alone, seed {seed}: " + ", ".join(f"{value:,} {name}" for name, value in results.items()))
+    assert not failures
+    assert results["writes"] > 0
+    assert results["renewed"] > 0
+
+
+@pytest.mark.parametrize("step", ["freeze", "verify"])
+def test_a_loss_in_a_renewal_would_be_noticed_without(step, seed):
+    with Worker(break_step=step) as worker:
+        failures = worker.call(race.run_renewing, seed, 40.0)["failures"]
+    assert any("bytes are lost" in failure for failure in failures)
 
 
 def test_writes_survive_the_sudden_death_of_ksmd(start_ksmd, seed, show):

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.support.fakes import Honest
+from tests.support.processes import Worker
 
 
 @pytest.fixture
@@ -9,3 +10,10 @@ def honest(ksmd, start_worker):
     honest = Honest(ksmd, start_worker())
     honest.assert_is_served()
     return honest
+
+
+@pytest.fixture(scope="module")
+def lasting(lasting_ksmd):
+    """An honest worker whom a ksmd serves on after one test, and through the next."""
+    with Worker(lasting_ksmd.directory) as one:
+        yield Honest(lasting_ksmd, one)

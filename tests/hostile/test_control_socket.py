@@ -25,6 +25,17 @@ def nr_held(pid):
     return sum("/proc/" not in path or path.endswith("/pagemap") for path in paths)
 
 
+@pytest.fixture(scope="module")
+def ksmd(lasting_ksmd):
+    return lasting_ksmd
+
+
+@pytest.fixture
+def honest(lasting):
+    lasting.assert_is_served()
+    return lasting
+
+
 @pytest.fixture(autouse=True)
 def ksmd_keeps_nothing_of_it_and_serves_on(ksmd, honest):
     """What ksmd holds open is the same before and after, and the honest worker is served."""

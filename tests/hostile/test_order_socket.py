@@ -13,6 +13,17 @@ from tests.support.waiting import wait_until
 NR_PAGES = 29
 
 
+@pytest.fixture(scope="module")
+def ksmd(lasting_ksmd):
+    return lasting_ksmd
+
+
+@pytest.fixture
+def honest(lasting):
+    lasting.assert_is_served()
+    return lasting
+
+
 @pytest.fixture
 def fake(ksmd, honest):
     """A worker with one space, whose pages are in both halves the same; nobody obeys its orders."""

@@ -25,6 +25,17 @@ def test_shareable_pages_are_merged(ksm, mm):
     assert all(one.call(crew.differing, 0, FILLED) == [] for one in pair)
 
 
+def test_pages_written_with_what_they_held_are_merged_again(ksm, mm):
+    one, other = mm(), mm()
+    ksm.scan()
+    one.call(crew.put, 3, FILLED[3:14])
+    ksm.scan()
+    assert (ksm.read("pages_renewed"), ksm.read("pages_rehomed")) == (11, 0)
+    assert (shown(one).broken, shown(one).merged) == (0, NR_PAGES)
+    assert ksm.counters() == (NR_PAGES, NR_PAGES)
+    assert one.call(crew.differing, 0, FILLED) == other.call(crew.differing, 0, FILLED) == []
+
+
 def test_unshareable_does_not_break_merged_pages(ksm, mm):
     one, other = mm(), mm()
     ksm.scan()
@@ -85,8 +96,10 @@ def test_shareable_again_merges_and_knows_again(ksm, mm):
 def test_when_nothing_is_shareable_any_more_the_pages_are_broken_within_two_scans(ksm, mm):
     one, other = mm(), mm()
     ksm.scan()
+    ksm.write("sleep", 2**32 - 1)  # two scans may pass at any moment otherwise
     one.call(crew.advise, 0, NR_PAGES, MADV_UNSHAREABLE)
     assert shown(one).merged == NR_PAGES
+    ksm.write("sleep", 1000)
     ksm.scan()
     wait_until(lambda: shown(one).own == NR_PAGES, what="the pages to be broken")
     assert ksm.counters() == (NR_PAGES, 0)

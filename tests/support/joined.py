@@ -138,6 +138,9 @@ class Joined:
     def merge(self, *runs, **how):
         return self.send(OrderKind.MERGE, runs, **how)
 
+    def renew(self, *runs, **how):
+        return self.send(OrderKind.RENEW, runs, **how)
+
     def rehome(self, *runs, **how):
         return self.send(OrderKind.REHOME, [(page, ZERO, nr) for page, nr in runs], **how)
 

@@ -25,7 +25,7 @@ def release_at_break():
             for stretch in slot.rmap.stretches(0, slot.nr_pages):
                 let_go(domain, slot, harvest.find_broken(slot, stretch))
 
-    rehome.order = let_go
+    rehome.order = rehome.renew = let_go
     Domain.forget = forget_and_let_go
 
 

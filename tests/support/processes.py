@@ -4,6 +4,7 @@ A Python thread that faults on a frozen page keeps the GIL: only another process
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -72,10 +73,11 @@ class Worker:
     def close(self):
         """Let the worker end; kill it if it does not."""
         self._connection.close()
-        try:
-            self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        if self.process.poll() is None:
+            end = os.pidfd_open(self.pid)  # wait() with a timeout would look every 50 ms only
+            select.select([end], [], [], DEADLINE)
+            os.close(end)
+        self.kill()
 
     def __enter__(self):
         return self
@@ -107,4 +109,6 @@ if __name__ == "__main__":
         from tests.support import breaks
 
         breaks.load(os.environ["KSMEMU_BREAK"])
+    import ksmemu  # noqa: F401 - while the others start, and not one after the other in their first calls
+
     _serve(Connection(int(sys.argv[1])))

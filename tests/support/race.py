@@ -18,6 +18,7 @@ import numpy as np
 
 import ksmemu
 from ksmemu import Ksmd, _core
+from tests.support.joined import ZERO, joined
 from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 from tests.support.waiting import run_for
@@ -41,7 +42,7 @@ class Writer(threading.Thread):
         super().__init__(name=type(self).__name__)
         self.race, self.pages = race, pages
         self.random = random.Random(seed)
-        self.view = race.space.view(race.start, race.nr_pages * PAGE)
+        self.view = race.view()
         self.model = dict.fromkeys(pages, CONTENTS[0])
         self.writes = self.refused = self.short = 0
 
@@ -189,15 +190,12 @@ def _longest_prefix(found, content):
 
 
 class Race:
-    """The writers of one worker over one space."""
+    """The writers of one worker over one space: pages of zeros, of which view() is a new memoryview."""
 
     KINDS = (PythonWriter, NumpyWriter, SystemCallWriter, PythonWriter, SystemCallWriter)
 
-    def __init__(self, nr_pages, seed, kinds=KINDS):
-        self.nr_pages = nr_pages
-        self.space = ksmemu.AddressSpace(nr_pages * PAGE)
-        self.start = self.space.mmap(nr_pages * PAGE)
-        self.space.madvise(self.start, nr_pages * PAGE, ksmemu.MADV_MERGEABLE)
+    def __init__(self, view, nr_pages, seed, kinds=KINDS):
+        self.view, self.nr_pages = view, nr_pages
         self.is_over = threading.Event()
         self.failures = []
         self.writers = [
@@ -208,10 +206,11 @@ class Race:
         self.failures.append(text)
         self.is_over.set()
 
-    def run(self, seconds):
+    def run(self, seconds, meanwhile=lambda: None):
         for writer in self.writers:
             writer.start()
         for _ in run_for(seconds):
+            meanwhile()
             if self.is_over.is_set():
                 break
         self.is_over.set()
@@ -234,11 +233,41 @@ class Race:
 
 def run(state, nr_pages, seed, seconds, kinds=Race.KINDS):
     """Race for some seconds, or to the first loss; return what happened."""
-    race = Race(nr_pages, seed, kinds)
+    space = ksmemu.AddressSpace(nr_pages * PAGE)
+    start = space.mmap(nr_pages * PAGE)
+    space.madvise(start, nr_pages * PAGE, ksmemu.MADV_MERGEABLE)
+    race = Race(lambda: space.view(start, nr_pages * PAGE), nr_pages, seed, kinds)
     race.run(seconds)
     results = race.results()
     race.writers.clear()
-    race.space.close()
+    space.close()
+    return results
+
+
+def run_renewing(_, seed, seconds, nr_pages=_NR_PAGES):
+    """Race over merged pages that are renewed all the time, and never go home; return what happened.
+
+    No ksmd has a part in it: whatever is lost is lost in a renewal. The first half of the pages shows frames
+    of zeros, the other half the zero page; a writer puts zeros back often enough.
+    """
+    half, renewed = nr_pages // 2, 0
+    with joined(nr_pages, half) as space:
+        runs = [(0, 0, half), (half, ZERO, nr_pages - half)]
+        for frame in range(half):
+            space.fill_frame(frame, CONTENTS[0])
+        assert not any(space.merge(*runs).values())
+
+        def renew():
+            nonlocal renewed
+            for _ in range(13):
+                broken = len(space.broken(0, nr_pages))
+                space.renew(*runs)
+                renewed += max(broken - len(space.broken(0, nr_pages)), 0)
+
+        race = Race(lambda: space.view(0, nr_pages), nr_pages, seed)
+        race.run(seconds, renew)
+        results = race.results() | {"renewed": renewed}
+        race.writers.clear()
     return results
 
 

@@ -126,6 +126,25 @@ def test_pages_that_arrive_in_batches_share_as_if_they_came_at_once(limit, batch
             assert held.of_content(fingerprint) == shared_and_sharing(nr, limit)
 
 
+@few
+@given(st.integers(2, 7), st.lists(st.integers(1, 11), max_size=67), st.integers(1, 71))
+def test_portions_name_every_member_once_and_divide_no_number(limit, prints, nr_members):
+    with books(limit) as held:
+        claims = held.arrive(prints)
+    portions = list(claims.portions(nr_members))
+    named = [where for portion in portions for where in portion.members.tolist()]
+    assert named == claims.members.tolist()
+    leaders = [where for portion in portions for where in portion.leaders.tolist()]
+    assert leaders == claims.leaders.tolist()
+    for portion in portions:
+        assert len(portion.known) == len(portion.waiting) == 0
+        assert np.unique(portion.number).tolist() == list(range(len(portion.leaders)))
+        last = portion.number == portion.number[-1]
+        assert len(portion.members) < nr_members + np.count_nonzero(last)
+        for where, number in zip(portion.members.tolist(), portion.number.tolist(), strict=True):
+            assert portion.fingerprints[number] == held.prints[int(pages_of(np.uint64(where)))]
+
+
 @quick
 @given(st.lists(st.integers(1, 2**64 - 1), unique=True, max_size=23))
 def test_unique_pages_wait_and_claim_nothing(prints):

@@ -1,5 +1,7 @@
 """The table from fingerprints to values against a set of pairs."""
 
+from collections import Counter
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -59,6 +61,24 @@ def test_find_returns_the_living_values_of_each_fingerprint_once(recent_min, ste
         for living, value in model.living
         if living == fingerprint
     )
+
+
+@pytest.mark.parametrize("recent_min", [3, 4096])
+@quick
+@given(steps=steps)
+def test_repeated_returns_all_entries_of_fingerprints_that_have_several(recent_min, steps):
+    """Dead entries may be among them, but none that was never added since the table was cleared."""
+    model, added = Model(), set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "_RECENT_MIN", recent_min)
+        for step, entries in steps:
+            model.obey(step, entries)
+            added = set() if step == "clear" else added | set(entries if step == "add" else [])
+        found = list(zip(*(column.tolist() for column in model.table.repeated()), strict=True))
+    living = Counter(fingerprint for fingerprint, _ in model.living)
+    assert found == sorted(set(found))
+    assert {pair for pair in model.living if living[pair[0]] > 1} <= set(found) <= added
+    assert 1 not in Counter(fingerprint for fingerprint, _ in found).values()
 
 
 def test_the_dead_are_dropped_in_bulk():
