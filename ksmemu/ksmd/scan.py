@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 SLICE_PAGES = 8192
 """Most pages read between two looks at the sockets: bounds how long a dead worker's frames are kept."""
-CANDIDATES = 16384
+CANDIDATES = 32768
 """Candidates are matched when there are so many, or the scan ends: together they make longer runs."""
-READ_AHEAD = 16384
+READ_AHEAD = 32768
 """Most pages that are being read while others are matched and ordered."""
 
 
