@@ -23,21 +23,22 @@ _PAGES_A_THREAD = 2048
 
 
 class Reading:
-    """Fingerprints that threads are at work on; result() or drop() is to be called once.
+    """Fingerprints that threads may still be at work on; result() or drop() is to be called once.
 
     Args:
-        own: descriptor that they read; closed in the end.
         found: what they fill.
-        parts: who is at work.
+        parts: who is at work; nobody any more, if there are none.
+        own: descriptor that they read, closed in the end.
     """
 
-    def __init__(self, own: int, found: Fingerprints, parts: Sequence[Future[None]]) -> None:
-        self._own, self._found, self._parts = own, found, parts
+    def __init__(self, found: Fingerprints, parts: Sequence[Future[None]] = (), own: int = -1) -> None:
+        self._found, self._parts, self._own = found, parts, own
 
     def result(self) -> Fingerprints:
         """Return the fingerprints when they are there; OSError when one of them cannot be had."""
-        wait(self._parts)
-        os.close(self._own)
+        if self._parts:
+            wait(self._parts)
+            os.close(self._own)
         for part in self._parts:
             part.result()
         return self._found
@@ -71,17 +72,24 @@ class Checksum:
         return self.begin(slot, pages).result()
 
     def begin(self, slot: MmSlot, pages: Pages) -> Reading:
-        """Begin to read pages; the space may go before they are read. Errors as pages(), from result()."""
+        """Begin to read pages, if they are many, else read them; the space may go before they are read.
+
+        Raises:
+            OSError: as pages(); of what is still being read, result() raises it.
+        """
         numbers = pages.astype(np.uint64)
         found = np.empty(len(pages), dtype=np.uint64)
-        own = os.dup(slot.own)
         nr_parts = min(self._nr_threads, -(-len(pages) // _PAGES_A_THREAD))
+        own = _second(slot.own) if nr_parts > 1 else None
+        if own is None:
+            _core.checksum_pages(slot.own, numbers, self.seed, found)
+            return Reading(found)
         bounds = np.linspace(0, len(pages), nr_parts + 1).astype(int).tolist()
         parts = [
             self._threads.submit(_core.checksum_pages, own, numbers[low:high], self.seed, found[low:high])
             for low, high in itertools.pairwise(bounds)
         ]
-        return Reading(own, found, parts)
+        return Reading(found, parts, own)
 
     def close(self) -> None:
         """End the threads."""
@@ -96,3 +104,11 @@ class Checksum:
         finally:
             os.close(hole)
         return int(found[0])
+
+
+def _second(fd: int) -> int | None:
+    """Return a second descriptor of the same file; None when ksmd can have no more."""
+    try:
+        return os.dup(fd)
+    except OSError:
+        return None

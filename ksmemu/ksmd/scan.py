@@ -232,8 +232,9 @@ class Scan:
             slot.rmap.move(found, State.SETTLED)
             self._add(slot, found, fingerprints[may_merge])
             return
+        reading = self._domain.checksum.begin(slot, found)
         slot.rmap.move(found, State.SETTLED)
-        self._readings.append(_Reading(slot, found, self._domain.checksum.begin(slot, found)))
+        self._readings.append(_Reading(slot, found, reading))
         self._nr_reading += len(found)
 
     def _collect(self, most: int) -> None:
