@@ -24,18 +24,17 @@ case "${1-}" in
 tests/*) ;;
 *)
 	# What depends on the user is how pages are held and who may do what: not how much memory it takes, what the
-	# books say, or what a liar can send. One long race is enough, and a benchmark or two.
-	set -- tests/flow tests/guarantees tests/core tests/hostile/test_fork.py tests/hostile/test_instances.py \
-		tests/hostile/test_sudden_death.py tests/hostile/test_no_room.py tests/hostile/test_frozen_worker.py \
+	# books say, or what a liar can send. One long race is enough.
+	for step in attach checksum exec fuse guard merge merge_pid mprotect rehome renew run two_trackers; do
+		set -- "$@" "tests/flow/test_$step.py"
+	done
+	set -- "$@" tests/guarantees tests/core tests/hostile/test_fork.py \
+		tests/hostile/test_instances.py tests/hostile/test_sudden_death.py tests/hostile/test_no_room.py \
+		tests/hostile/test_frozen_worker.py \
 		--ignore=tests/guarantees/test_metadata_is_small.py \
 		--ignore=tests/guarantees/test_memory_comes_back.py \
 		--ignore=tests/guarantees/test_equal_pages_need_few_mappings.py \
-		--ignore=tests/guarantees/test_explanations_are_true.py \
-		--ignore=tests/flow/test_explain.py --ignore=tests/flow/test_events.py \
-		--ignore=tests/flow/test_image_worker.py --ignore=tests/flow/test_ladder.py \
-		--ignore=tests/flow/test_match.py --ignore=tests/flow/test_max_page_sharing.py \
-		--ignore=tests/flow/test_proc_files.py --ignore=tests/flow/test_scan.py \
-		--deselect=tests/flow/test_bench.py::test_every_workload_has_its_figures "$@"
+		--ignore=tests/guarantees/test_explanations_are_true.py
 	;;
 esac
 cd "$there/checkout"
