@@ -11,6 +11,7 @@ from ksmemu.control import launch
 from ksmemu.mm import flags
 from tests.support import procmaps
 from tests.support.processes import Worker
+from tests.support.waiting import wait_until
 
 AT_ONCE = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1}
 
@@ -37,6 +38,7 @@ def the_prctl_is_put_back():
 def nothing_is_left_behind():
     """Shared memory, descriptors, processes, threads and mappings of ours are as before the test."""
     gc.collect()
+    wait_until(lambda: not procmaps.has_ending_threads("self"), 5.0, "the end of threads of the test before")
     before = _inventory()
     yield
     gc.collect()

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+_PF_EXITING = 4
+"""Source: <linux/sched.h>."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
 
@@ -143,6 +145,18 @@ def thread_states(pid):
     """Return the state letter of each thread, as ps shows it."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+
+
+def has_ending_threads(pid):
+    """Whether a thread is on its way out: one that was joined can be seen for a moment longer."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            flags = int((task / "stat").read_text().rpartition(")")[2].split()[6])
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if flags & _PF_EXITING:
+            return True
+    return False
 
 
 def children(pid):
