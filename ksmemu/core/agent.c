@@ -179,7 +179,7 @@ static struct ksmemu_run piece(const struct ksmemu_run *run, uint32_t from, uint
 
 	return (struct ksmemu_run){
 		.page = run->page + from,
-		.frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from,
+		.frame = ksmemu_frame_of(run, from),
 		.nr_pages = left < max ? left : max,
 	};
 }

@@ -27,6 +27,14 @@ uint64_t ksmemu_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+void ksmemu_note_freeze(uint64_t since, uint64_t *longest_ns)
+{
+	uint64_t held = ksmemu_now_ns() - since;
+
+	if (held > *longest_ns)
+		*longest_ns = held;
+}
+
 uint64_t ksmemu_fresh_slice(void)
 {
 	sched_yield();
@@ -119,7 +127,7 @@ static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_spac
 	uint32_t from = 0;
 
 	while (from < run->nr_pages) {
-		uint64_t frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from;
+		uint64_t frame = ksmemu_frame_of(run, from);
 		uintptr_t at = start + ((uintptr_t)from << KSMEMU_PAGE_SHIFT);
 		int prot;
 		uintptr_t stop = ksmemu_space_protection(space, at, end, &prot);
@@ -128,7 +136,7 @@ static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_spac
 
 		while (start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT) < stop &&
 		       is_equal(agent, space, start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT), prot,
-				run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + to))
+				ksmemu_frame_of(run, to)))
 			to++;
 		if (to == from) {
 			error[to++] = EAGAIN;
@@ -176,12 +184,12 @@ static void renew_stretch(struct ksmemu_agent *agent, const struct ksmemu_space 
 {
 	struct ksmemu_run part = {
 		.page = run->page + from,
-		.frame = run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + from,
+		.frame = ksmemu_frame_of(run, from),
 		.nr_pages = to - from,
 	};
 	uintptr_t start = space->start + (part.page << KSMEMU_PAGE_SHIFT);
 	size_t size = (size_t)part.nr_pages << KSMEMU_PAGE_SHIFT;
-	uint64_t since = ksmemu_fresh_slice(), held;
+	uint64_t since = ksmemu_fresh_slice();
 	int error = ksmemu_freeze(agent, start, size);
 	bool is_done = !error;
 
@@ -195,9 +203,7 @@ static void renew_stretch(struct ksmemu_agent *agent, const struct ksmemu_space 
 	if (!is_done) /* thaw: a copy that stays is looked for, not tracked */
 		(void)ksmemu_uffd_unregister(agent->freeze, start, size);
 	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
-	held = ksmemu_now_ns() - since;
-	if (held > *frozen_ns)
-		*frozen_ns = held;
+	ksmemu_note_freeze(since, frozen_ns);
 }
 
 void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
@@ -210,11 +216,9 @@ void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
 	/* A look without a freeze: most that was written differs, and need not be held for that. */
 	(void)ksmemu_space_protection(space, start, start + KSMEMU_PAGE_SIZE, &prot);
 	for (uint32_t i = 0; i < run->nr_pages; i++) {
-		bool is_zero = run->frame == KSMEMU_FRAME_ZERO;
-
 		ret[i] = prot & PROT_READ && is_equal(agent, space,
 						      start + ((uintptr_t)i << KSMEMU_PAGE_SHIFT),
-						      prot, is_zero ? run->frame : run->frame + i)
+						      prot, ksmemu_frame_of(run, i))
 				 ? 0
 				 : EAGAIN;
 	}
@@ -249,7 +253,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	uint64_t first = runs[0].page;
 	uintptr_t start = space->start + (first << KSMEMU_PAGE_SHIFT);
 	bool is_own[KSMEMU_WINDOW_PAGES];
-	uint64_t since, held;
+	uint64_t since;
 	size_t nr_pages, size;
 	int error;
 
@@ -275,9 +279,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	}
 	thaw(agent, start, is_own, nr_pages);
 	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
-	held = ksmemu_now_ns() - since;
-	if (held > *frozen_ns)
-		*frozen_ns = held;
+	ksmemu_note_freeze(since, frozen_ns);
 
 	for (size_t from = 0; from < nr_pages; from++) {
 		size_t to = from;

@@ -63,7 +63,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 {
 	size_t size = end - start;
 	bool was_hole = is_hole(space, start, end);
-	uint64_t since, held;
+	uint64_t since;
 	int error, prot;
 
 	/*
@@ -88,9 +88,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 		(void)ksmemu_arm(agent, start, end);
 	}
 	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
-	held = ksmemu_now_ns() - since;
-	if (held > *frozen_ns)
-		*frozen_ns = held;
+	ksmemu_note_freeze(since, frozen_ns);
 	return error;
 }
 

@@ -14,6 +14,15 @@ uint64_t ksmemu_now_ns(void);
  */
 uint64_t ksmemu_fresh_slice(void);
 
+/** ksmemu_note_freeze() - writers were held from `since` until now: raise the longest so far to that */
+void ksmemu_note_freeze(uint64_t since, uint64_t *longest_ns);
+
+/** ksmemu_frame_of() - what page i of a run is to show; zeros continue themselves */
+static inline uint64_t ksmemu_frame_of(const struct ksmemu_run *run, uint32_t i)
+{
+	return run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + i;
+}
+
 /** ksmemu_freeze() - hold every writer of the range; on error the caller still owes thaw and wake */
 int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size);
 
