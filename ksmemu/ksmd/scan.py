@@ -219,23 +219,23 @@ class Scan:
 
     def _become_candidates(self, slot: MmSlot, stretch: Stretch, settled: Pages) -> None:
         """Fingerprint what is settled; in 2009 also what is not, as far as it equals a merged page."""
-        found = settled
         if self._mmlist is not None:
-            found = stretch.pages(slot.rmap.in_states(stretch, State.WRITTEN, State.WRITTEN))
+            self._become_candidates_of_2009(slot, stretch, settled)
+        elif len(settled):
+            reading = self._domain.checksum.begin(slot, settled)
+            slot.rmap.move(settled, State.SETTLED)
+            self._readings.append(_Reading(slot, settled, reading))
+            self._nr_reading += len(settled)
+
+    def _become_candidates_of_2009(self, slot: MmSlot, stretch: Stretch, settled: Pages) -> None:
+        """The stable tree was searched first, and the checksum looked at after that."""
+        found = stretch.pages(slot.rmap.in_states(stretch, State.WRITTEN, State.WRITTEN))
         if not len(found):
             return
-        if self._mmlist is not None:
-            # The stable tree was searched first, and the checksum looked at after that.
-            fingerprints = self._domain.fingerprints(slot, found)
-            may_merge = np.isin(found, settled) | self._domain.stable.holds(fingerprints)
-            found = found[may_merge]
-            slot.rmap.move(found, State.SETTLED)
-            self._add(slot, found, fingerprints[may_merge])
-            return
-        reading = self._domain.checksum.begin(slot, found)
-        slot.rmap.move(found, State.SETTLED)
-        self._readings.append(_Reading(slot, found, reading))
-        self._nr_reading += len(found)
+        fingerprints = self._domain.fingerprints(slot, found)
+        may_merge = np.isin(found, settled) | self._domain.stable.holds(fingerprints)
+        slot.rmap.move(found[may_merge], State.SETTLED)
+        self._add(slot, found[may_merge], fingerprints[may_merge])
 
     def _collect(self, most: int) -> None:
         """Take what was read, until no more than so many pages are being read."""
