@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
@@ -22,7 +22,7 @@ from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, question, rehome
+from ksmemu.ksmd import connection, mmlist, question, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
@@ -42,6 +42,8 @@ _UNMERGE_TRIES = 3
 """An order that crosses a change of advice comes back as stale, with the epoch that the next one needs."""
 _ASK_SECONDS = 1.0
 """A process that was told to unmerge and has not even asked by then is stopped, or busy in C code."""
+_TAKEOVER_SECONDS = 1.0
+"""A worker resumes as soon as it sees the socket; one that is stopped resumes later."""
 _LONGEST_WAIT_SECONDS = 86400.0
 """epoll counts milliseconds in an int, sleep_millisecs may be longer than that: look again once a day."""
 
@@ -63,6 +65,7 @@ class Daemon:
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.fingerprints)
         self._files = RFC_2009 if setup.rfc2009 else LINUX
         self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
+        self._domain.forgets_unadvised = setup.rfc2009
         self._scan = Scan(self._domain, tracker, self._mmlist)
         self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
         folder = instance.values if setup.fuse else instance.control
@@ -85,6 +88,11 @@ class Daemon:
         if setup.events:
             self._tracing.store(1)
         self._want(self._workers.fileno(), self._workers.hear_all)
+
+    def take_over(self, pids: Iterable[int]) -> None:
+        """Go on with the workers of a ksmd that died, of which these are the pids. Once, before serve()."""
+        self._workers.take_over(pids, _TAKEOVER_SECONDS)
+        self._publish()
 
     # ---- the loop ----------------------------------------------------------------------------------
 
@@ -172,6 +180,7 @@ class Daemon:
         if self._domain.events.is_on:
             self._domain.events.stop_scan(stats.full_scans, self._domain.nr_rmap_items())
         stats.full_scans += 1
+        takeover.drop_orphans(self._domain)
         if self._mmlist is not None:
             self._mmlist.start_scan()
 

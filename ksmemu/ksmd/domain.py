@@ -72,6 +72,7 @@ class Domain:
         self.smart_scan = True
         self.merge_across_nodes = True
         self.nr_chains, self.nr_dups = 0, 0
+        self.forgets_unadvised = False  # the rules of 2009
         self.is_unmerging = False  # run=2: a merge whose outcome comes late is undone
         self.renewed = [_NONE_RENEWED]  # since take_renewed()
         self._next_order = 0
@@ -84,7 +85,7 @@ class Domain:
             self._next_order += 1
             live = np.ones(end - at, dtype=np.bool_)
             order = Order(slot, kind, pages[at:end], frames[at:end], live, len(part))
-            message = wire.pack_order(kind, slot.id, self._next_order, slot.epoch, part)
+            message = wire.pack_order(kind, slot.number, self._next_order, slot.epoch, part)
             self.owner[slot.id].send(self._next_order, order, message)
             at = end
 
