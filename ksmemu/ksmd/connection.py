@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
-from ksmemu.ksmd import merge, rehome, takeover
+from ksmemu.ksmd import forked, merge, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -70,9 +70,9 @@ def join(
         for fd in fds:
             undo.callback(os.close, fd)
         _check_hello(domain, control, body, fds, terms)
-        pool, given = _pool_for(domain, body, fds[2:])
+        held, given = _holder_for(domain, body, fds[2:])
         if given:
-            undo.callback(os.close, pool)
+            undo.callback(os.close, held)
         pid, uid = peer(control)
         worker = Worker(
             pid,
@@ -83,6 +83,7 @@ def join(
             pagemap=os.dup(fds[1]),
             holder=given or _number(body, "holder"),
             nr_unheard=_number(body, "resumes") if "resumes" in body else 0,
+            is_forked=body.get("forked") is True,
             merge_any=body.get("merge_any") is True,
             refuses=body.get("refuses") is True,
         )
@@ -90,8 +91,10 @@ def join(
         failed.callback(worker.close)
         worker.count_mappings()
         reply: dict[str, object] = {"holder": worker.holder, "pool_bytes": domain.pool.nr_bytes, **terms}
-        wire.send_control(control, reply, (pool,) if given else ())
+        wire.send_control(control, reply, (domain.pool.read_only(), held) if given else ())
         failed.pop_all()
+    if not worker.nr_unheard:
+        domain.pool.known.add(worker.holder)
     return worker
 
 
@@ -114,8 +117,8 @@ def _check_hello(
             raise WireError("a worker that resumes, and is one of ours still")
 
 
-def _pool_for(domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
-    """Return (descriptor, holder) to give to a worker; holder is 0 where it has that descriptor already."""
+def _holder_for(domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
+    """Return (descriptor, holder) to give to a worker; holder is 0 where it has that already."""
     if not fds:
         return domain.pool.give()
     if not takeover.takes_pool(domain, fds[0], _number(body, "holder")):
@@ -144,7 +147,25 @@ def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
         worker.merge_any, worker.refuses = merge_any, refuses
         wire.send_control(worker.control, {})
         return None
+    if isinstance(said := body.get("ancestor"), dict):
+        _add_ancestor(domain, worker, said, fds)
+        wire.send_control(worker.control, {})
+        return None
     return _register(domain, worker, space_id, body, fds)
+
+
+def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: list[int]) -> None:
+    """A worker that resumes tells what its space has shown since a fork; descriptors are closed, or kept."""
+    with contextlib.ExitStack() as undo:
+        for fd in fds:
+            undo.callback(os.close, fd)
+        space, number, holder = (_number(said, name) for name in ("space", "number", "holder"))
+        slot = worker.slot(space)
+        if slot is None or len(fds) != 1 or not worker.nr_unheard:
+            raise WireError("an ancestor of nothing")
+        forked.check_ancestor(slot, fds[0], number, holder)
+        undo.pop_all()
+    slot.unheard.append((forked.add_ancestor(domain, slot, fds[0], number), holder))
 
 
 def _number(body: dict[str, object], name: str) -> int:
@@ -188,7 +209,7 @@ def _register(
         raise
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fds[0])
-        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, number, node)
+        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, node, number=number)
         wire.send_control(worker.control, {})
         undo.pop_all()
     worker.slots.append(slot)
@@ -215,20 +236,35 @@ def report(domain: Domain, worker: Worker) -> None:
     Raises:
         WireError: garbage. EOFError: the agent is gone. BlockingIOError: there is none.
     """
-    message = worker.order.recv(wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
+    message, fds, _ = wire.receive_with_fds(worker.order, wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
     if not message:
         raise EOFError
     worker.heard_at = time.monotonic()
+    with contextlib.ExitStack() as undo:
+        for fd in fds:
+            undo.callback(os.close, fd)
+        _enter_report(domain, worker, message, fds)
+        undo.pop_all()
+
+
+def _enter_report(domain: Domain, worker: Worker, message: bytes, fds: list[int]) -> None:
+    """Enter a report; descriptors that came with it are closed after an error, otherwise they are used up."""
     kind, number, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
-    if kind is ReportKind.OUTCOME:
+    if kind is ReportKind.OUTCOME and not fds:
         domain.stats.freeze_max_ns = max(domain.stats.freeze_max_ns, frozen_ns)
         _outcome(domain, worker, (number, order_id), epoch, spans)
         return
     slot = worker.slot(number)
     if slot is None:
         raise WireError(f"a report of space {number}, which there is not")
+    if fds and kind is not ReportKind.FORKED:
+        raise WireError("descriptors with a report that has none")
     slot.epoch = epoch
-    if kind is ReportKind.MAPPED or kind is ReportKind.RESUMED:
+    if kind is ReportKind.FORKED:
+        forked.divide(domain, slot, order_id, spans, fds)
+    elif kind is ReportKind.INHERITED:
+        forked.inherited(domain, slot, spans)
+    elif kind is ReportKind.MAPPED or kind is ReportKind.RESUMED:
         _resume(domain, worker, slot, kind, spans)
     else:
         _change(domain, slot, kind, spans)
@@ -269,8 +305,12 @@ def _resume(
     if kind is ReportKind.MAPPED:
         takeover.mapped(domain, slot, spans)
         return
+    for ancestor, holder in slot.unheard:
+        ancestor.known.add(holder)
+    slot.unheard.clear()
     worker.nr_unheard -= 1
     if not worker.nr_unheard:
+        domain.pool.known.add(worker.holder)
         takeover.drop_orphans(domain)
 
 
@@ -289,8 +329,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
             slot.known_surplus = None
-            left = slot.rmap.tracked(start, end)
-            slot.rmap.move(left[slot.rmap.state[left] == State.LEFT], State.MERGED)
+            domain.count_left(slot, slot.rmap.tracked(start, end))
         elif kind is ReportKind.UNSHAREABLE:
             slot.advised.put(start, end, None)
         elif kind is not ReportKind.REFUSED:
@@ -320,5 +359,6 @@ def reap(domain: Domain, worker: Worker) -> None:
         merge.abandon(domain, order)
     worker.orders.clear()
     domain.workers.remove(worker)
+    domain.pool.known.discard(worker.holder)
     worker.close()
     takeover.drop_orphans(domain)

@@ -57,6 +57,8 @@ class Worker:
     """What its descriptor of the pool is called."""
     nr_unheard: int = 0
     """Spaces of which it has yet to say what they show, as it was another ksmd's before."""
+    is_forked: bool = False
+    """It has its spaces from its parent."""
     slots: list[MmSlot] = field(default_factory=list)
     orders: dict[int, Order] = field(default_factory=dict)
     outgoing: deque[bytes] = field(default_factory=deque)

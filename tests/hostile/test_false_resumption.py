@@ -1,4 +1,4 @@
-"""A worker that claims to have been another ksmd's: it gets no pool that is not its own, and spoils nothing."""
+"""A worker that claims to have been another ksmd's: it gets no pool that it had not, and spoils nothing."""
 
 import contextlib
 import os
@@ -83,7 +83,7 @@ def test_the_name_of_another_holder_is_not_believed(ksmd, honest, start_worker):
 
 
 def _objects(state, directory):
-    """Return which objects are taken for a pool: files, pipes, and shared memory with the wrong size or mode."""
+    """Return which objects are taken for a pool: files, pipes, shared memory of a wrong size or mode."""
     size = os.sysconf("SC_PHYS_PAGES") * PAGE
     taken = []
 
@@ -97,7 +97,7 @@ def _objects(state, directory):
 
     offer("too short", os.memfd_create("pool"), length=PAGE)
     offer("too long", os.memfd_create("pool"), length=size + PAGE)
-    offer("others may read it", os.memfd_create("pool"), mode=0o444)
+    offer("its group may write to it", os.memfd_create("pool"), mode=0o464)
     offer("others may write to it", os.memfd_create("pool"), mode=0o602)
     offer("a file", os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600))
     offer("a directory", os.open(directory, os.O_RDONLY), length=None)

@@ -39,9 +39,10 @@ class Joined:
             order=theirs.detach(),
             pool=read_only,
             pool_bytes=nr_frames * PAGE,
+            held=os.dup(read_only),
+            holder=1,
             pagemap=os.dup(self.pagemap),
             directory="/nowhere",
-            holder=1,
             tracks=tracks,
             rfc2009=False,
         )
