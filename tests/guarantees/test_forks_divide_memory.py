@@ -181,54 +181,52 @@ def test_arrays_over_the_memory_stay_valid_in_both(ksmd, family):
     assert family.parent.call(_sum, 0, NR_PAGES) == child.call(_sum, 0, NR_PAGES)
 
 
+def _objects(*pids):
+    """Return the blocks, in bytes, of each shared-memory object that processes have open, by inode."""
+    found = {}
+    for pid in pids:
+        for fd, what in procmaps.descriptors(pid).items():
+            if "/dev/shm/" in what or "memfd:ksmemu" in what:
+                status = os.stat(f"/proc/{pid}/fd/{fd}")
+                found[status.st_ino] = status.st_blocks * 512
+    return found
+
+
 def test_no_byte_is_copied(ksmd, family):
-    """As the kernel counts it: shared memory, and what the processes have for themselves."""
     big = 2003
     family.parent.call(crew.close_space)
     family.parent.space = family.parent.call(crew.open_space, big)
     family.parent.call(crew.fill_unique, 0, big, 7)
-    books.wait_at_rest(ksmd)
-    before = _shared_bytes()
-    child = family.members(family.fork())[2]
     ksmd.wait_full_scans(3)
-    assert _shared_bytes() - before < 100 * PAGE
+    child = family.members(family.fork())[2]
+    pids = family.parent.worker.pid, child.space[0], ksmd.pid
+    ksmd.wait_full_scans(3)
+    assert sum(_objects(*pids).values()) < 1.1 * big * PAGE
     child.call(crew.put_byte, 0, big, 0, 1)
     wait_until(lambda: ksmd.read("pages_rehomed") >= big, what="the way home")
     ksmd.wait_full_scans(3)
-    assert 0.9 * big * PAGE < _shared_bytes() - before < 1.1 * big * PAGE
-
-
-def _shared_bytes():
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Shmem:"))
+    assert 1.9 * big * PAGE < sum(_objects(*pids).values()) < 2.1 * big * PAGE
 
 
 def test_what_both_have_rewritten_is_given_back(ksmd, family):
     """The ancestor holds no more than somebody shows; in the end nobody has it."""
+    ancestor = family.parent.call(_own_inode)
     child = family.members(family.fork())[2]
-    before = leftovers.of_ksmd(ksmd)
     for member in (family.parent, child):
         rewrite(member, 0, range(7001, 7001 + NR_PAGES))
     books.wait_at_rest(ksmd)
     ksmd.wait_full_scans(3)
-    held = [int(line.split()[1]) for line in child.call(_ancestor_blocks).splitlines()]
-    assert held
-    assert not any(held)
+    assert _objects(child.space[0])[ancestor] == 0
+    assert ancestor not in _objects(ksmd.pid)
     assert family.end(0) == 0
-    wait_until(lambda: ksmd.read("workers") == 2, what="the end of the child")
-    assert leftovers.of_ksmd(ksmd)["descriptors"].total() < before["descriptors"].total()
+    rewrite(family.parent, 0, [777_777])
+    books.wait_at_rest(ksmd)
+    assert family.end(family.fork()) == 0
+    assert ancestor not in _objects(family.parent.worker.pid)
 
 
-def _ancestor_blocks(state):
-    """Return inode and blocks of each object with a holder of this process that is neither pool nor own."""
-    shown = {(m.inode) for m in procmaps.mappings(os.getpid())}
-    lines = []
-    for fd, what in procmaps.descriptors(os.getpid()).items():
-        if "/dev/shm/" in what or "memfd:ksmemu" in what:
-            status = os.stat(f"/proc/self/fd/{fd}")
-            if status.st_ino not in shown and status.st_size == NR_PAGES * PAGE:
-                lines.append(f"{status.st_ino} {status.st_blocks}")
-    return "\n".join(lines)
+def _own_inode(state):
+    return next(m.inode for m in procmaps.mappings(os.getpid(), state.start) if "s" in m.perms)
 
 
 def test_the_counters_of_the_child_start_at_zero(ksmd, family):

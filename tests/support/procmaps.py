@@ -93,7 +93,7 @@ class Recount:
 
 
 def _pools(pid):
-    """Return the inodes of the pools that an agent reads: nothing else is mapped so, and as long as memory."""
+    """Return the inodes of the pools that an agent reads: nothing else is mapped so, and so long."""
     return {m.inode for m in mappings(pid) if m.perms == "r--s" and m.pages >= os.sysconf("SC_PHYS_PAGES")}
 
 
