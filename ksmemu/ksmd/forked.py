@@ -9,10 +9,11 @@ import stat
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd import holders
+from ksmemu.ksmd import holders, takeover
 from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.rmap import State
 from ksmemu.units import PAGE_SIZE
 from ksmemu.wire import WireError
@@ -68,23 +69,25 @@ def inherited(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None
     """Pages show an ancestor, or again what lies in the own object; what is advised of them is tracked.
 
     Raises:
-        WireError: there is no such page or ancestor; what came before is entered.
+        WireError: there is no such page or ancestor; nothing was entered.
     """
-    for span in spans:
-        first, nr, number = int(span["page"]), int(span["nr_pages"]), int(span["value"])
-        if not first < first + nr <= slot.nr_pages or (number and number not in slot.ancestors):
-            raise WireError(f"pages [{first}, +{nr}) that show ancestor {number}")
-        pages = np.arange(first, first + nr)
-        domain.inherit(slot, pages, number)
-        if number:
-            _track(slot, first, first + nr)
-        else:
-            states = slot.rmap.state[pages]
-            slot.rmap.move(pages[(states >= State.NEW) & (states <= State.UNSTABLE)], State.WRITTEN)
+    pages, _ = takeover.spelled_out(slot, spans)
+    numbers = np.repeat(spans["value"], spans["nr_pages"].astype(np.int64))
+    named = np.unique(numbers).tolist()
+    if not {*named} <= {0, *slot.ancestors}:
+        raise WireError(f"pages that show ancestors {named}")
+    for number in named:
+        domain.inherit(slot, pages[numbers == number], number)
+    _track(slot, pages[numbers > 0])
+    home = pages[numbers == 0]
+    states = slot.rmap.state[home]
+    slot.rmap.move(home[(states >= State.NEW) & (states <= State.UNSTABLE)], State.WRITTEN)
 
 
-def _track(slot: MmSlot, start: int, end: int) -> None:
-    """Track what is advised of [start, end), and not tracked yet."""
-    for part in slot.advised.overlapping(start, end):
-        pages = np.arange(part.start, part.end)
-        slot.rmap.track(pages[slot.rmap.state[pages] == State.ABSENT], State.NEW)
+def _track(slot: MmSlot, pages: Pages) -> None:
+    """Track those of some pages (ascending) that are advised, and not tracked yet."""
+    pages = pages[slot.rmap.state[pages] == State.ABSENT]
+    for part in slot.advised:
+        low, high = np.searchsorted(pages, [part.start, part.end])
+        if low < high:
+            slot.rmap.track(pages[low:high], State.NEW)

@@ -17,7 +17,7 @@ from ksmemu.ksmd import holders
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.pool import Frames
-from ksmemu.ksmd.ranges import Pages, distinct
+from ksmemu.ksmd.ranges import Pages, distinct, expand
 from ksmemu.ksmd.rmap import NO_FRAME, State
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.wire import WireError
@@ -63,25 +63,39 @@ def mapped(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None:
     What a forked child has from its parent is counted from the first scan on, as in the kernel.
 
     Raises:
-        WireError: these pages cannot show this; what came before is entered.
+        WireError: these pages cannot show this; nothing was entered.
     """
-    for span in spans:
-        first, nr, frame = int(span["page"]), int(span["nr_pages"]), int(span["value"])
-        if not first < first + nr <= slot.nr_pages:
-            raise WireError(f"pages [{first}, +{nr}) of a space of {slot.nr_pages}")
-        pages = np.arange(first, first + nr)
-        if slot.rmap.state[pages].any():
-            raise WireError(f"pages [{first}, +{nr}) that are tracked already")
-        if frame == NO_FRAME:
-            _enter_zeros(domain, slot, pages)
-        else:
-            _enter(domain, slot, pages, np.arange(frame, frame + nr))
+    pages, frames = spelled_out(slot, spans)
+    if slot.rmap.state[pages].any():
+        raise WireError("pages that are tracked already")
+    is_zero = frames == NO_FRAME
+    _enter(domain, slot, pages[~is_zero], frames[~is_zero])
+    _enter_zeros(domain, slot, pages[is_zero])
+
+
+def spelled_out(slot: MmSlot, spans: npt.NDArray[np.void]) -> tuple[Pages, Frames]:
+    """Return the pages that spans name, which ascend, and the frame of each; NO_FRAME stays so.
+
+    Raises:
+        WireError: they do not ascend, or leave the space.
+    """
+    starts, lengths = spans["page"], spans["nr_pages"]
+    limit = np.uint64(slot.nr_pages)
+    if not ((starts < limit) & (lengths > 0) & (lengths <= limit)).all():
+        raise WireError(f"spans that are none in a space of {slot.nr_pages} pages")
+    ends = starts + lengths
+    if (starts[1:] < ends[:-1]).any() or (ends > limit).any():
+        raise WireError(f"spans that overlap, or leave a space of {slot.nr_pages} pages")
+    pages = expand(np.stack([starts, ends], axis=1).astype(np.int64))
+    values = np.repeat(spans["value"].astype(np.int64), lengths.astype(np.int64))
+    into = pages - np.repeat(starts.astype(np.int64), lengths.astype(np.int64))
+    return pages, np.where(values == NO_FRAME, NO_FRAME, values + into)
 
 
 def _enter(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     pool = domain.pool
-    if frames[-1] >= pool.nr_frames or not pool.holds_data(frames):
-        raise WireError(f"frames [{frames[0]}, +{len(frames)}), of which some hold nothing")
+    if (frames >= pool.nr_frames).any() or not pool.holds_data(frames):
+        raise WireError("frames that hold nothing, or are none")
     bases = pool.ladders.bases(frames)
     for base in distinct(bases[bases >= 0]).tolist():
         _enter_rungs(domain, slot, pages[bases == base], base)
@@ -142,6 +156,8 @@ def _add(domain: Domain, fingerprints: Fingerprints, frames: Frames) -> None:
 
 def _show(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     """Enter that pages show frames; by the rules of 2009 what is not advised any more is not counted."""
+    if not len(pages):
+        return
     slot.rmap.track(pages, State.LEFT)
     slot.rmap.tag[pages] = frames
     if domain.forgets_unadvised:
