@@ -245,6 +245,8 @@ int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start,
 		return -ENOENT;
 	error = ksmemu_map_nothing(start, end - start);
 	if (!error)
+		error = ksmemu_space_inherit(space, start, end, false);
+	if (!error)
 		error = ksmemu_space_set_advised(space, advised, nr);
 	if (error)
 		return error;

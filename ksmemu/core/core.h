@@ -107,7 +107,9 @@ struct ksmemu_space {
 	size_t nr_notes;
 	struct ksmemu_note *notes;
 	struct ksmemu_ancestor ancestors[KSMEMU_MAX_ANCESTORS]; /* unused: holder.file is -1 */
-	struct ksmemu_heritage heritage;			/* only during a fork */
+	unsigned char
+		*is_inherited; /* a bit for each page that shows an ancestor; NULL before a fork */
+	struct ksmemu_heritage heritage; /* only during a fork */
 	struct ksmemu_space *next;
 };
 
@@ -302,6 +304,15 @@ int ksmemu_space_set_protections(struct ksmemu_space *space,
 /** ksmemu_space_set_notes() - replace them all; allocates, so: not the agent thread */
 int ksmemu_space_set_notes(struct ksmemu_space *space, const struct ksmemu_note *notes, size_t nr);
 
+/**
+ * ksmemu_space_inherit() - note whether the pages at [start, end) show an ancestor
+ * Return: 0; -ENOMEM, only the first time that some do.
+ */
+int ksmemu_space_inherit(struct ksmemu_space *space, uintptr_t start, uintptr_t end, bool on);
+
+/** ksmemu_space_is_inherited() - whether the page at an address shows an ancestor */
+bool ksmemu_space_is_inherited(const struct ksmemu_space *space, uintptr_t address);
+
 /** ksmemu_space_drop() - close the own object and free the entry; the caller has unlinked it */
 void ksmemu_space_drop(struct ksmemu_space *space);
 
@@ -346,7 +357,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
  * way home, through a scan and back.
  * Context: agent thread, agent.lock held. Every freeze ends in a wake.
  */
-void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+void ksmemu_renew(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		  const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns);
 
 /**

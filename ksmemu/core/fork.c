@@ -55,23 +55,6 @@ static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	return error;
 }
 
-/* Whoever touches a hole sleeps until the wake. Data can be read and written. */
-static int hold(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		const struct ksmemu_mapping *mapping, int new)
-{
-	size_t size = mapping->end - mapping->start;
-	int error = 0;
-
-	(void)space;
-	(void)new;
-	if (agent->track >= 0)
-		error = ksmemu_uffd_unregister(agent->track, mapping->start, size);
-	if (error)
-		return error;
-	return ksmemu_uffd_register(agent->freeze, mapping->start, size,
-				    UFFDIO_REGISTER_MODE_MISSING);
-}
-
 /* Record writes to what is advised of [start, end), a part of the own object. */
 static void track_advised(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
 			  uintptr_t start, uintptr_t end)
@@ -87,7 +70,7 @@ static void track_advised(const struct ksmemu_agent *agent, const struct ksmemu_
 }
 
 /* Show [start, end) of the old own object privately; or, where that holds nothing, the new one. */
-static int show(const struct ksmemu_agent *agent, const struct ksmemu_space *space, uintptr_t start,
+static int show(const struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		uintptr_t end, int new)
 {
 	int error = 0;
@@ -97,8 +80,10 @@ static int show(const struct ksmemu_agent *agent, const struct ksmemu_space *spa
 
 		stop = ksmemu_space_protection(space, start, end, &prot);
 		if (new < 0) {
-			error = ksmemu_map_ancestor(start, stop - start, prot, space->own,
-						    ksmemu_offset(space, start));
+			error = ksmemu_space_inherit(space, start, stop, true);
+			if (!error)
+				error = ksmemu_map_ancestor(start, stop - start, prot, space->own,
+							    ksmemu_offset(space, start));
 			continue;
 		}
 		error = ksmemu_map_own(start, stop - start, prot, new, ksmemu_offset(space, start));
@@ -147,12 +132,11 @@ static int divide(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	return error;
 }
 
-/* Let go on who was held; what is the own object still is recorded again. */
-static int let_go(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		  const struct ksmemu_mapping *mapping, int new)
+/* What is the own object still is recorded again. */
+static int track_again(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		       const struct ksmemu_mapping *mapping, int new)
 {
 	(void)new;
-	(void)ksmemu_uffd_unregister(agent->freeze, mapping->start, mapping->end - mapping->start);
 	track_advised(agent, space, mapping->start, mapping->end);
 	return 0;
 }
@@ -229,16 +213,26 @@ static int new_own(const struct ksmemu_space *space, int *ret, int *ret_reader)
 	return 0;
 }
 
-/* Hold, divide, let go. An error leaves pages private that could not be rehomed: the worker's own still. */
+/*
+ * Hold, divide, let go. Whoever touches a hole sleeps in between; data can be read and written. One call for
+ * the whole space: it may have tens of thousands of mappings. An error leaves pages private that were divided;
+ * they are the worker's own still.
+ */
 static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, int new)
 {
-	int error = each_own(agent, space, hold, -1);
+	int error = 0;
 
+	if (agent->track >= 0)
+		error = ksmemu_uffd_unregister(agent->track, space->start, space->size);
+	if (!error)
+		error = ksmemu_uffd_register(agent->freeze, space->start, space->size,
+					     UFFDIO_REGISTER_MODE_MISSING);
 	if (!error && !ksmemu_is_broken("ancestor"))
 		error = each_own(agent, space, divide, new);
-	(void)each_own(agent, space, let_go, -1);
-	(void)ksmemu_uffd_wake(agent->freeze, space->start,
-			       space->size); /* the range is valid: cannot fail */
+	/* The range is valid: these cannot fail. */
+	(void)ksmemu_uffd_unregister(agent->freeze, space->start, space->size);
+	(void)each_own(agent, space, track_again, -1);
+	(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size);
 	return error;
 }
 

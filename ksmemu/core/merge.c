@@ -114,7 +114,7 @@ static int remap(const struct ksmemu_agent *agent, uintptr_t start, size_t size,
  * Verify a frozen run and remap each stretch of equal pages under one protection; error[i] tells of page i of
  * the run.
  */
-static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+static void merge_run(const struct ksmemu_agent *agent, struct ksmemu_space *space,
 		      const struct ksmemu_run *run, int32_t *error)
 {
 	uintptr_t start = space->start + (run->page << KSMEMU_PAGE_SHIFT);
@@ -140,6 +140,10 @@ static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_spac
 					frame);
 			for (uint32_t i = from; i < to; i++)
 				error[i] = failed;
+			if (!failed)
+				(void)ksmemu_space_inherit(
+					space, at, start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT),
+					false);
 		}
 		from = to;
 	}
@@ -149,7 +153,8 @@ static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_spac
  * Record writes again to what stayed OWN: is_own[i] says that page i of the window lies between runs, or
  * failed. Not armed, so the next harvest names it: nobody recorded writes just before the freeze.
  */
-static void thaw(const struct ksmemu_agent *agent, uintptr_t start, const bool *is_own, size_t nr)
+static void thaw(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		 uintptr_t start, const bool *is_own, size_t nr)
 {
 	bool any = false;
 
@@ -162,7 +167,9 @@ static void thaw(const struct ksmemu_agent *agent, uintptr_t start, const bool *
 	for (size_t from = 0; from < nr; from++) {
 		size_t to = from;
 
-		while (to < nr && is_own[to])
+		/* What shows an ancestor is a copy once it is written: that is looked for, not tracked. */
+		while (to < nr && is_own[to] &&
+		       !ksmemu_space_is_inherited(space, start + (to << KSMEMU_PAGE_SHIFT)))
 			to++;
 		/* Can this fail, then with ENOMEM: writes go unseen, verify still compares bytes. */
 		if (to > from)
@@ -173,7 +180,7 @@ static void thaw(const struct ksmemu_agent *agent, uintptr_t start, const bool *
 }
 
 /* Merge pages [from, to) of a run again; ret[i] tells of page i of the run. */
-static void renew_stretch(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			  const struct ksmemu_run *run, uint32_t from, uint32_t to, int32_t *ret,
 			  uint64_t *frozen_ns)
 {
@@ -201,7 +208,7 @@ static void renew_stretch(struct ksmemu_agent *agent, const struct ksmemu_space 
 	ksmemu_note_freeze(since, frozen_ns);
 }
 
-void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+void ksmemu_renew(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		  const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns)
 {
 	uintptr_t start = space->start + (run->page << KSMEMU_PAGE_SHIFT);
@@ -272,7 +279,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			is_own[at + i] = verdict->error[at + i] != 0;
 		}
 	}
-	thaw(agent, start, is_own, nr_pages);
+	thaw(agent, space, start, is_own, nr_pages);
 	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
 	ksmemu_note_freeze(since, frozen_ns);
 

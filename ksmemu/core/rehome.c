@@ -90,6 +90,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 		if (was_hole)
 			(void)ksmemu_punch(space->own, ksmemu_offset(space, start), size);
 	} else {
+		(void)ksmemu_space_inherit(space, start, end, false);
 		/* An unarmed page is named by every harvest: late to merge again, never lost. */
 		(void)ksmemu_arm(agent, start, end);
 	}

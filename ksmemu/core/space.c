@@ -94,6 +94,44 @@ int ksmemu_space_set_protections(struct ksmemu_space *space,
 		       sizeof(*protections));
 }
 
+static size_t bitmap_bytes(const struct ksmemu_space *space)
+{
+	return (space->size >> KSMEMU_PAGE_SHIFT) / 8 + 1;
+}
+
+int ksmemu_space_inherit(struct ksmemu_space *space, uintptr_t start, uintptr_t end, bool on)
+{
+	size_t first = (start - space->start) >> KSMEMU_PAGE_SHIFT;
+	size_t last = (end - space->start) >> KSMEMU_PAGE_SHIFT;
+	void *bits;
+
+	if (!space->is_inherited) {
+		if (!on)
+			return 0;
+		bits = mmap(NULL, bitmap_bytes(space), PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (bits == MAP_FAILED)
+			return -errno;
+		space->is_inherited = bits;
+	}
+	for (size_t page = first; page < last; page++) {
+		unsigned char bit = (unsigned char)(1u << page % 8);
+
+		if (on)
+			space->is_inherited[page / 8] |= bit;
+		else
+			space->is_inherited[page / 8] &= (unsigned char)~bit;
+	}
+	return 0;
+}
+
+bool ksmemu_space_is_inherited(const struct ksmemu_space *space, uintptr_t address)
+{
+	size_t page = (address - space->start) >> KSMEMU_PAGE_SHIFT;
+
+	return space->is_inherited && space->is_inherited[page / 8] & 1u << page % 8;
+}
+
 void ksmemu_space_drop(struct ksmemu_space *space)
 {
 	close(space->own);
@@ -102,6 +140,8 @@ void ksmemu_space_drop(struct ksmemu_space *space)
 	free(space->advised);
 	free(space->protections);
 	free(space->notes);
+	if (space->is_inherited)
+		munmap(space->is_inherited, bitmap_bytes(space));
 	free(space);
 }
 
