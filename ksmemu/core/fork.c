@@ -231,7 +231,8 @@ static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, in
 		error = each_own(agent, space, divide, new);
 	/* The range is valid: these cannot fail. */
 	(void)ksmemu_uffd_unregister(agent->freeze, space->start, space->size);
-	(void)each_own(agent, space, track_again, -1);
+	if (error)
+		(void)each_own(agent, space, track_again, -1);
 	(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size);
 	return error;
 }
