@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
+from ksmemu.domain_key import Key, is_label, stands_for_many
 from ksmemu.ksmd import merge, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -56,7 +58,7 @@ def join(
     control: socket.socket,
     body: dict[str, object],
     fds: list[int],
-    pool: tuple[int, int],
+    pool_of: Callable[[Key], tuple[int, int]],
     terms: Mapping[str, bool],
 ) -> Worker:
     """Make a client a worker, if its first message asks for that.
@@ -64,33 +66,45 @@ def join(
     Args:
         control: its connection; after an error the caller's still.
         body, fds: the message. The descriptors belong to the worker, or are closed.
-        pool: the descriptor for workers, and its size in bytes.
+        pool_of: returns for a domain the descriptor for workers, and its size in bytes.
         terms: what the worker is told besides, how this ksmd works.
 
     Raises:
-        WireError, OSError: it is none.
+        WireError, OSError: it is none. PermissionError: nobody can say whose it is.
     """
     try:
         if body.get("hello") != wire.VERSION or len(fds) != 2:
             raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise WireError("an order socket that is none")
-        pid, uid = peer(control)
+        pid, key = _domain_of(control, body)
         if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
             raise WireError("a pagemap of another process")
+        descriptor, nr_bytes = pool_of(key)
         pidfd = _peer_pidfd(control, pid)
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
-    worker = Worker(pid, uid, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
+    worker = Worker(pid, key, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
     try:
         worker.count_mappings()
-        wire.send_control(control, {"pool_bytes": pool[1], **terms}, pool[:1])
+        wire.send_control(control, {"pool_bytes": nr_bytes, **terms}, (descriptor,))
     except BaseException:
         worker.close()
         raise
     return worker
+
+
+def _domain_of(control: socket.socket, body: dict[str, object]) -> tuple[int, Key]:
+    """Return the pid of a client and its domain: its user from the kernel, its label from what it says."""
+    pid, uid = peer(control)
+    if stands_for_many(uid):
+        raise PermissionError(errno.EPERM, f"the user of pid {pid} is not known in this user namespace")
+    label = body.get("domain", "")
+    if not isinstance(label, str) or not is_label(label):
+        raise WireError("a domain that is none")
+    return pid, Key(uid, label)
 
 
 def _peer_pidfd(control: socket.socket, pid: int) -> int:
@@ -102,8 +116,11 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
 
 
-def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
+def answer(domain: Domain, worker: Worker, space_id: int, everywhere: Iterable[MmSlot]) -> MmSlot | None:
     """Read a worker's request on the control socket: a space to register (returned), a node, or its flags.
+
+    Args:
+        everywhere: the spaces of all domains, which share what room there is.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
@@ -118,7 +135,7 @@ def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
         _set_node(domain, worker, body["node"])
         wire.send_control(worker.control, {})
         return None
-    return _register(domain, worker, space_id, body, fds)
+    return _register(domain, worker, space_id, everywhere, (body, fds))
 
 
 def _set_node(domain: Domain, worker: Worker, said: object) -> None:
@@ -141,8 +158,13 @@ def _number(body: dict[str, object], name: str) -> int:
 
 
 def _register(
-    domain: Domain, worker: Worker, space_id: int, body: dict[str, object], fds: list[int]
+    domain: Domain,
+    worker: Worker,
+    space_id: int,
+    everywhere: Iterable[MmSlot],
+    message: tuple[dict[str, object], list[int]],
 ) -> MmSlot:
+    body, fds = message
     try:
         space = body.get("space")
         if not isinstance(space, dict) or len(fds) != 1:
@@ -159,10 +181,8 @@ def _register(
             or start + size > _LIMIT
         ):
             raise WireError(f"a space at {start:#x} of {size} bytes")
-        own = os.fstat(fds[0])
-        if not stat.S_ISREG(own.st_mode) or own.st_size < size:
-            raise WireError("an own object that is none")
-        if not _has_room(domain, fds[0], size):
+        _check_own(worker, fds[0], size)
+        if not _has_room(everywhere, fds[0], size):
             text = "the file system of the own object cannot hold all that was promised"
             wire.send_control(worker.control, {"errno": errno.ENOSPC, "text": text})
             raise NoRoomError(text)
@@ -183,13 +203,32 @@ def _register(
     return slot
 
 
-def _has_room(domain: Domain, own: int, size: int) -> bool:
+def _check_own(worker: Worker, own: int, size: int) -> None:
+    """Refuse what is not shared memory of the worker's own user.
+
+    ksmd shows nobody what it reads there; but what a worker was merely let read is not its memory to merge.
+
+    Raises:
+        WireError: it is refused.
+    """
+    try:
+        fcntl.fcntl(own, fcntl.F_GET_SEALS)  # shared memory alone has seals; no file system is asked
+    except OSError:
+        raise WireError("an own object that is no shared memory") from None
+    found = os.fstat(own)
+    if not stat.S_ISREG(found.st_mode) or found.st_size < size:
+        raise WireError("an own object that is none")
+    if found.st_uid != worker.key.uid:
+        raise WireError(f"an own object of uid {found.st_uid}")
+
+
+def _has_room(everywhere: Iterable[MmSlot], own: int, size: int) -> bool:
     """Whether every hole of every own object in this file system could be written: else SIGBUS threatens."""
     system = os.fstatvfs(own)
     if not system.f_blocks:
         return True
     device = os.fstat(own).st_dev
-    promised = sum(slot.hole_bytes() for slot in domain.slots.values() if slot.is_on(device))
+    promised = sum(slot.hole_bytes() for slot in everywhere if slot.is_on(device))
     return promised + size <= system.f_bavail * system.f_frsize
 
 
@@ -236,7 +275,7 @@ def _outcome(
     del worker.orders[order_id]
     errors = np.repeat(spans["error"], spans["nr_pages"].astype(np.int64))
     _ENTER[order.kind](domain, order, errors)
-    if domain.is_unmerging and order.kind is not OrderKind.REHOME:
+    if domain.rules.is_unmerging and order.kind is not OrderKind.REHOME:
         states = order.slot.rmap.state[order.pages]
         late = (states == State.MERGED) | (states == State.ZERO)
         rehome.order(domain, order.slot, order.pages[late])

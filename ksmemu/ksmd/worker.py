@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
+from ksmemu.domain_key import Key
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages
@@ -48,7 +49,7 @@ class Worker:
     """A process that has joined; known by its pidfd, which alone says whether it is dead."""
 
     pid: int
-    uid: int
+    key: Key
     pidfd: int
     control: socket.socket
     order: socket.socket

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from ksmemu import wire
+from ksmemu.domain_key import Key
 from ksmemu.ksmd import connection
-from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.domains import Domains
 from ksmemu.ksmd.worker import Worker
 from ksmemu.wire import WireError
 
@@ -32,7 +33,7 @@ class Workers:
     """Everybody who is connected. Runs in: ksmd, one thread.
 
     Args:
-        domain: where workers are entered.
+        domains: where workers are entered.
         listener: theirs to connect to; it belongs to this object.
         terms: what a worker is told when it joins.
         died: obey the death of a worker, or its leaving; nothing more is heard of it.
@@ -45,14 +46,14 @@ class Workers:
 
     def __init__(
         self,
-        domain: Domain,
+        domains: Domains,
         listener: socket.socket,
         terms: Mapping[str, bool],
         died: Callable[[Worker], None],
     ) -> None:
         self.questions: dict[str, Callable[[socket.socket, dict[str, object]], None]] = {}
         self.refused: Callable[[int], None]
-        self._domain = domain
+        self._domains = domains
         self._listener = listener
         self._terms = terms
         self._died = died
@@ -67,7 +68,7 @@ class Workers:
         return self._epoll.fileno()
 
     def close(self) -> None:
-        """Hear nobody any more; the domain closes what belongs to workers."""
+        """Hear nobody any more; the domains close what belongs to workers."""
         self._listener.close()
         os.close(self._spare)
         self._epoll.close()
@@ -92,7 +93,7 @@ class Workers:
             # One act may close a descriptor, and the next give its number to another worker.
             if act is not None and self._heard.get(fd) is act:
                 act()
-        for worker in self._domain.workers:
+        for worker in self._domains.workers():
             if worker.outgoing:
                 worker.flush()
         return bool(events)
@@ -105,7 +106,7 @@ class Workers:
 
     def hear_reports(self) -> None:
         """Obey what agents have reported so far, and nothing else."""
-        for worker in list(self._domain.workers):
+        for worker in list(self._domains.workers()):
             for _ in range(_HEAR_TURNS):
                 if worker.is_lost or not worker.has_reported():
                     break
@@ -114,9 +115,9 @@ class Workers:
     def settle(self, seconds: float) -> None:
         """Wait until every order is answered, as long as an answer comes every so many seconds."""
         deadline, before = time.monotonic() + seconds, 0
-        while any(worker.orders and not worker.is_stalled() for worker in self._domain.workers):
+        while any(worker.orders and not worker.is_stalled() for worker in self._domains.workers()):
             self.hear(0.05)
-            left = sum(len(worker.orders) for worker in self._domain.workers)
+            left = sum(len(worker.orders) for worker in self._domains.workers())
             if left < before:
                 deadline = time.monotonic() + seconds
             elif time.monotonic() > deadline:
@@ -153,21 +154,27 @@ class Workers:
                 self._welcome(control, body, fds)
         except (WireError, EOFError, OSError) as error:
             if not isinstance(error, EOFError):
+                number = errno.EPERM if isinstance(error, PermissionError) else errno.EPROTO
                 log.warning("a client is refused: %s", error)
-                connection.refuse(control, errno.EPROTO, str(error))
+                connection.refuse(control, number, str(error))
             control.close()
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
-        pool = (self._domain.pool.read_only(), self._domain.pool.nr_bytes)
-        worker = connection.join(control, body, fds, pool, self._terms)
-        self._domain.workers.append(worker)
+        worker = connection.join(control, body, fds, self._pool_of, self._terms)
+        self._domains[worker.key].workers.append(worker)
         self.listen_to(worker.pidfd, functools.partial(self._lose, worker))
         self.listen_to(control.fileno(), functools.partial(self._answer, worker))
         self.listen_to(worker.order.fileno(), functools.partial(self._report, worker))
 
+    def _pool_of(self, key: Key) -> tuple[int, int]:
+        pool = self._domains.of(key).pool
+        return pool.read_only(), pool.nr_bytes
+
     def _answer(self, worker: Worker) -> None:
         try:
-            slot = connection.answer(self._domain, worker, self._next_space)
+            slot = connection.answer(
+                self._domains[worker.key], worker, self._next_space, self._domains.slots()
+            )
         except connection.NoRoomError as refusal:
             log.info("pid %d: %s", worker.pid, refusal)
         except EOFError:
@@ -182,7 +189,7 @@ class Workers:
 
     def _report(self, worker: Worker) -> None:
         try:
-            connection.report(self._domain, worker)
+            connection.report(self._domains[worker.key], worker)
         except BlockingIOError:
             return
         except (EOFError, ConnectionResetError):

@@ -79,15 +79,15 @@ def keep_a_kernel_item_for_each_page():
 
 def end_at_an_event():
     """Whoever gathers an event ends ksmd."""
-    from ksmemu.ksmd.events import FIELDS, Events
+    from ksmemu.ksmd.events import FIELDS, Events, Trace
 
     def end(*_):
         raise AssertionError("an event was gathered")
 
-    tracepoints = {name.removeprefix("ksm_") for name in FIELDS} & vars(Events).keys()
-    assert tracepoints == {"start_scan", "stop_scan", "enter", "exit", "advisor"}
-    for name in {*tracepoints, "merge", "remove"}:
-        setattr(Events, name, end)
+    tracepoints = {(kind, name) for kind in (Events, Trace) for name in vars(kind) if f"ksm_{name}" in FIELDS}
+    assert {name for _, name in tracepoints} == {"start_scan", "stop_scan", "enter", "exit", "advisor"}
+    for kind, name in {*tracepoints, (Events, "merge"), (Events, "remove")}:
+        setattr(kind, name, end)
 
 
 def explain_merged_pages_as_unique():
