@@ -1,5 +1,9 @@
 """Where a running ksmd is found: one directory that holds its socket, pid, log and control files.
 
+A client hands its memory over, so it must not be taken in: it believes a directory of its own user, or of
+root; and one of a service user if somebody named it and root has put it where it is. Nobody but the owner
+may be able to put something into it, and whoever listens must be the owner.
+
 ksmd claims the directory for its life; everybody else asks it for the pid or connects. The file
 `ksmd.pid` alone proves nothing: what counts is the lock that the claim keeps on it, and that the
 kernel drops when ksmd dies.
@@ -18,7 +22,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksmemu import mounts
@@ -26,6 +30,9 @@ from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, No
 
 _FLOCK = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid. Source: fcntl(2)."""
+
+_SYSTEM_UIDS = range(1000)
+"""Of services. Source: SYS_UID_MAX of login.defs(5)."""
 
 _UCRED = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
@@ -39,6 +46,8 @@ class Instance:
     """The directory of one ksmd, whether one runs there or not."""
 
     directory: Path
+    is_named: bool = field(default=True, compare=False)
+    """Somebody has named the directory: it is not where this user's ksmd is by default."""
 
     @classmethod
     def resolve(cls, directory: str | os.PathLike[str] | None = None) -> Instance:
@@ -49,11 +58,12 @@ class Instance:
         """
         if directory is None:
             directory = os.environ.get("KSMEMU_DIR") or None
+        is_named = directory is not None
         if directory is None and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
             directory = Path(runtime, "ksmemu")
         if directory is None:
             directory = Path(tempfile.gettempdir(), f"ksmemu-{os.geteuid()}")
-        return cls(Path(directory).absolute())
+        return cls(Path(directory).absolute(), is_named)
 
     @property
     def socket_file(self) -> Path:
@@ -100,8 +110,11 @@ class Instance:
         """Figures of each worker, as the kernel has them in /proc/PID."""
         return self.directory / "proc"
 
-    def claim(self) -> Claim:
-        """Make this process the one ksmd of the directory; create it (0700) if it is missing.
+    def claim(self, *, all_users: bool = False) -> Claim:
+        """Make this process the one ksmd of the directory; create it if it is missing.
+
+        Args:
+            all_users: a directory that is created is 0755, so that every user gets to the socket, else 0700.
 
         Raises:
             AlreadyServedError: another ksmd lives here.
@@ -113,10 +126,10 @@ class Instance:
         Runs in: ksmd.
         """
         with contextlib.ExitStack() as undo:
-            created = self._create()
+            created = self._create(0o755 if all_users else 0o700)
             if created:
                 undo.callback(_remove_if_empty, self.directory)
-            with self._opened() as directory:
+            with self._opened(is_own=True) as directory:
                 pid_fd = self._lock(directory)
             undo.callback(os.close, pid_fd)
             claim = Claim(self, pid_fd, created=created)
@@ -130,7 +143,7 @@ class Instance:
         Raises:
             ForeignInstanceError: the directory belongs to another user.
         """
-        with contextlib.suppress(FileNotFoundError), self._opened() as directory:
+        with contextlib.suppress(FileNotFoundError), self._opened(is_own=True) as directory:
             pid_fd = os.open("ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 return _holder(pid_fd)
@@ -143,23 +156,25 @@ class Instance:
 
         Raises:
             NotRunningError: nobody listens here.
-            ForeignInstanceError: the directory, or whoever listens, belongs to another user.
+            ForeignInstanceError: the directory, or whoever listens, belongs to a user who is not believed.
+            PermissionError: that ksmd serves its own user only.
         """
         with contextlib.ExitStack() as undo:
             connection = undo.enter_context(_new_socket())
             try:
-                with self._opened() as directory:
+                with self._opened(is_own=False) as directory:
+                    owner = os.fstat(directory).st_uid
                     connection.connect(_short_path(directory))
             except (FileNotFoundError, ConnectionRefusedError):
                 raise NotRunningError(self.directory) from None
             peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            if (uid := _UCRED.unpack(peer)[1]) != os.geteuid():
+            if (uid := _UCRED.unpack(peer)[1]) != owner:
                 raise ForeignInstanceError(self.socket_file, uid)
             undo.pop_all()
             return connection
 
-    def listen(self) -> socket.socket:
-        """Return a listening socket at `ksmd.sock` that only this user may connect to.
+    def listen(self, *, all_users: bool = False) -> socket.socket:
+        """Return a listening socket at `ksmd.sock` that only this user may connect to, or every user.
 
         Runs in: ksmd, which holds the claim.
         """
@@ -167,23 +182,30 @@ class Instance:
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(_new_socket())
             os.fchmod(listener.fileno(), 0o600)  # bind() gives the file the mode of the socket
-            with self._opened() as directory:
+            with self._opened(is_own=True) as directory:
                 listener.bind(_short_path(directory))
             undo.callback(self.socket_file.unlink, missing_ok=True)
+            if all_users:
+                self.socket_file.chmod(0o666)  # whatever the umask
             listener.listen(socket.SOMAXCONN)
             undo.pop_all()
             return listener
 
-    def _create(self) -> bool:
+    def _create(self, mode: int) -> bool:
         try:
             self.directory.mkdir(mode=0o700)
         except FileExistsError:
             return False
+        self.directory.chmod(mode)  # whatever the umask
         return True
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        """Yield a descriptor of the directory, once it is known that only this user can fill it."""
+    def _opened(self, *, is_own: bool) -> Iterator[int]:
+        """Yield a descriptor of the directory, once it is known that only its owner can fill it.
+
+        Args:
+            is_own: the owner must be this user; otherwise somebody whose ksmd this user may join.
+        """
         try:
             directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except NotADirectoryError:
@@ -194,7 +216,7 @@ class Instance:
             raise
         try:
             found = os.fstat(directory)
-            if found.st_uid != os.geteuid():
+            if found.st_uid != os.geteuid() and (is_own or not self._is_believed(directory)):
                 raise ForeignInstanceError(self.directory, found.st_uid)
             if found.st_mode & stat.S_IWOTH:
                 raise KsmError(
@@ -204,6 +226,17 @@ class Instance:
             yield directory
         finally:
             os.close(directory)
+
+    def _is_believed(self, directory: int) -> bool:
+        """Whether this user may join the ksmd of another one, whose directory this is."""
+        found, parent = os.fstat(directory), os.stat("..", dir_fd=directory)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+        if found.st_uid == 0:
+            return True
+        # A service cannot make it there by itself, nor anywhere that somebody names by mistake.
+        is_put_there = parent.st_uid == 0 and not parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return self.is_named and found.st_uid in _SYSTEM_UIDS and is_put_there
 
     def _lock(self, directory: int) -> int:
         """Return the descriptor of a ksmd.pid that is locked and says our pid."""

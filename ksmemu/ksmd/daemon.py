@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from ksmemu import wire
+from ksmemu.control.domain_files import DomainFiles
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
@@ -68,6 +69,7 @@ class Daemon:
         self._control = ControlDirectory(folder, instance.stats, self._files, self.store)
         self._server = MountedFiles(self._control, instance) if setup.fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
+        self._by_domain = DomainFiles(instance.stats / "domains")
         self._tracing = Tracing(instance.tracing, self._domains)
         self._run = STOP
         self._next_batch = 0.0
@@ -75,8 +77,8 @@ class Daemon:
         self._outside = select.epoll()
         self._wanted: dict[int, Callable[[], None]] = {}
         terms = {"tracks": tracks, "rfc2009": setup.rfc2009}
-        self._workers = Workers(self._domains, instance.listen(), terms, self._reap)
-        self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore)
+        self._workers = Workers(self._domains, instance.listen(all_users=setup.all_users), terms, self._reap)
+        self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore, all_users=setup.all_users)
         self._workers.refused = self._merge_pid.refused
         self._workers.questions |= {
             "merge_pid": self._merge_pid.answer,
@@ -117,6 +119,7 @@ class Daemon:
         self._server.close()
         self._tracing.close()
         self._control.close()
+        self._by_domain.close()
         self._outside.close()
         self._workers.close()
         self._domains.close()
@@ -144,7 +147,9 @@ class Daemon:
     def _publish(self) -> None:
         self._proc.publish(self._domains.processes())
         self._tracing.publish()
-        counters = self._domains.counters()
+        by_domain = {str(domain.key): domain.counters() for domain in self._domains}
+        self._by_domain.publish(by_domain)
+        counters = self._domains.sum(by_domain.values())
         if self._rfc2009:
             counters = mmlist.renamed(counters)
         else:

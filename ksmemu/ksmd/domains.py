@@ -209,10 +209,10 @@ class Domains:
         """Return for how many pages the kernel would have an rmap_item."""
         return sum(domain.nr_rmap_items() for domain in self)
 
-    def counters(self) -> dict[str, int]:
-        """Return every counter, over all domains."""
+    def sum(self, by_domain: Iterable[Mapping[str, int]]) -> dict[str, int]:
+        """Return every counter over all domains, of which these are, and over those that have gone."""
         found = dict.fromkeys((*COUNTERS, *STATS), 0)
-        for counters in (*(domain.counters() for domain in self), self._gone.shown()):
+        for counters in (*by_domain, self._gone.shown()):
             for name, value in counters.items():
                 found[name] = max(found[name], value) if name == "freeze_max_ns" else found[name] + value
         found["full_scans"] = self.full_scans
