@@ -15,8 +15,8 @@ class Member:
     space: tuple
 
     @classmethod
-    def join(cls, worker, nr_pages):
-        return cls(worker, worker.call(crew.open_space, nr_pages))
+    def join(cls, worker, nr_pages, domain=None):
+        return cls(worker, worker.call(crew.open_space, nr_pages, domain))
 
     def call(self, function, *args, **kwargs):
         return self.worker.call(function, *args, **kwargs)
