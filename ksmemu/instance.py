@@ -1,8 +1,8 @@
 """Where a running ksmd is found: one directory that holds its socket, pid, log and control files.
 
 A client hands its memory over, so it must not be taken in: it believes a directory of its own user, or of
-root; and one of a service user if somebody named it and root has put it where it is. Nobody but the owner
-may be able to put something into it, and whoever listens must be the owner.
+root; and, but for root, one of a service user that somebody named, where only root can have put it. Nobody
+but the owner may be able to put something into it, and whoever listens must be the owner.
 
 ksmd claims the directory for its life; everybody else asks it for the pid or connects. The file
 `ksmd.pid` alone proves nothing: what counts is the lock that the claim keeps on it, and that the
@@ -234,7 +234,9 @@ class Instance:
             return False
         if found.st_uid == 0:
             return True
-        # A service cannot make it there by itself, nor anywhere that somebody names by mistake.
+        if os.geteuid() == 0:  # whose memory is not for a service to read
+            return False
+        # The service cannot have made it, so nobody names by mistake what a service has put in his way.
         is_put_there = parent.st_uid == 0 and not parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return self.is_named and found.st_uid in _SYSTEM_UIDS and is_put_there
 

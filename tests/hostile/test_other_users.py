@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import ksmemu
 from ksmemu import KsmError, wire
 from ksmemu.cli import commands
+from ksmemu.control import launch
 from ksmemu.control.explain import explain
 from ksmemu.control.figures import figures
 from ksmemu.instance import Instance
@@ -28,13 +29,13 @@ pytestmark = pytest.mark.root
 
 NR_PAGES = 23
 FILLED = list(range(1, NR_PAGES + 1))
+FAST = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1, "smart_scan": 0}
 
 
 @pytest.fixture(scope="module")
 def ksmd():
     """A ksmd of root's that serves everybody, for all tests of the module."""
-    how = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1, "smart_scan": 0}
-    with common_folder() as folder, ksmemu.Ksmd(folder / "ksmd", all_users=True, **how) as ksmd:
+    with common_folder() as folder, ksmemu.Ksmd(folder / "ksmd", all_users=True, **FAST) as ksmd:
         yield ksmd
 
 
@@ -345,6 +346,28 @@ def test_root_can_name_a_process_of_any_user_and_the_log_says_so(ksmd):
     assert f"merge_pid: pid {worker.pid} of uid {ALICE + 200} is to be merged" in log_of(ksmd)
     assert f"unmerge_pid: pid {worker.pid} of uid {ALICE + 200} is to be unmerged" in log_of(ksmd)
     wait_until(lambda: f"domain {ALICE + 200} ends" in log_of(ksmd), what="its end")
+
+
+# ---- the negative control --------------------------------------------------------------------------
+
+
+def test_it_would_be_noticed_if_ksmd_told_and_took_everything(monkeypatch, object_of_root):
+    monkeypatch.setenv("KSMEMU_BREAK", "careless")
+    monkeypatch.setattr(launch, "MODULE", "tests.support.ksmd_main")
+    with contextlib.ExitStack() as undo:
+        folder = undo.enter_context(common_folder())
+        ksmd = undo.enter_context(ksmemu.Ksmd(folder / "ksmd", all_users=True, **FAST))
+        monkeypatch.delenv("KSMEMU_BREAK")
+        workers = [undo.enter_context(UserWorker(uid, ksmd.directory)) for uid in (ALICE, BOB)]
+        alice, bob = (Member.join(worker, NR_PAGES) for worker in workers)
+        for member in (alice, bob):
+            member.call(crew.put, 0, FILLED)
+        wait_until(lambda: ksmd.read("pages_unshared") == 2 * NR_PAGES, what="all to wait")
+        assert {str(ALICE), str(BOB)} == bob.call(own_figures)["domains"].keys()
+        assert bob.call(explained, alice.worker.pid)["workers"][0]["totals"] == {"other domain": NR_PAGES}
+        assert str(ksmd.directory / "stats/merges") in bob.call(files_below, str(ksmd.directory))
+        for what in (a_file_that_all_can_read, an_object_of_anothers):
+            assert "space" in bob.call(hands_over, str(ksmd.directory), what)
 
 
 # ---- users that nobody knows -----------------------------------------------------------------------

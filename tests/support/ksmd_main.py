@@ -108,7 +108,19 @@ def put_all_in_one_domain():
     connection._check_own = lambda *_: None
 
 
+def tell_and_take_everything():
+    """Everybody is told of all domains, files have the usual modes, and any object is somebody's own."""
+    from ksmemu.ksmd import connection, question
+    from ksmemu.ksmd.domains import Domains
+
+    os.umask = lambda _: 0
+    connection._check_own = lambda *_: None
+    Domains.seen_by = lambda domains, _uid: list(domains)
+    question._others = lambda domains, domain: (other for other in domains if other is not domain)
+
+
 STEPS = {
+    "careless": tell_and_take_everything,
     "domain": put_all_in_one_domain,
     "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
