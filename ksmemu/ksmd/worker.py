@@ -112,7 +112,8 @@ class Worker:
     def count_mappings(self) -> int:
         """Count the mappings of the process as they are now; 0 when it is gone.
 
-        Where we may not look (PR_SET_DUMPABLE), it keeps its last count and what was ordered since.
+        Where we may not look (PR_SET_DUMPABLE; another user's, unless ksmd is root's), they are those that
+        the books know of.
         """
         since = time.monotonic()
         under_way = 2 * sum(order.nr_runs for order in self.orders.values())
@@ -121,7 +122,7 @@ class Worker:
         except (FileNotFoundError, ProcessLookupError):
             self.mappings = 0
         except OSError:
-            pass  # the last count stays, with what was ordered since
+            self.mappings = sum(2 * slot.nr_runs() for slot in self.slots) + under_way
         self.counted_at = time.monotonic()
         self.count_seconds = self.counted_at - since
         return self.mappings

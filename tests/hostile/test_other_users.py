@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from ksmemu.cli import commands
 from ksmemu.control import launch
 from ksmemu.control.explain import explain
 from ksmemu.control.figures import figures
+from ksmemu.control.ksmd import RunningKsmd
 from ksmemu.instance import Instance
 from tests.support import attacks, crew, domains
 from tests.support.books import Member
 from tests.support.fakes import PAGE, FakeWorker
-from tests.support.users import ALICE, BOB, UserWorker, common_folder
+from tests.support.users import ALICE, BOB, SERVICE, UserWorker, common_folder, serve
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -64,9 +66,16 @@ def everybody_is_served_on(ksmd, members):
         assert all(member.call(crew.differing, 0, FILLED) == [] for member in there)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mallory(ksmd):
     """A further process of Bob's, without an address space."""
+    with UserWorker(BOB, ksmd.directory) as worker:
+        yield worker
+
+
+@pytest.fixture
+def garbler(ksmd):
+    """The same for a test after which ksmd hears nothing more of it, and that has to end."""
     with UserWorker(BOB, ksmd.directory) as worker:
         yield worker
 
@@ -215,13 +224,11 @@ def aim_at(state, directory, space_id):
     state.directory, state.space_id = directory, space_id
 
 
-@pytest.mark.parametrize("kind", ["ADVISED", "UNADVISED", "REFUSED", "UNMAPPED", "CLOSED", "node"])
-def test_memory_of_another_user_cannot_be_advised_or_taken_away(ksmd, mallory, kind):
-    if kind != "node" and kind not in wire.ReportKind.__members__:
-        pytest.fail(f"no report {kind}")
-    for space_id in range(1, 5):
-        mallory.call(aim_at, str(ksmd.directory), space_id)
-        assert mallory.call(is_cut_off_for, kind)
+def test_memory_of_another_user_cannot_be_advised_or_taken_away(ksmd, garbler):
+    kinds = [kind for kind in wire.ReportKind.__members__ if kind != "OUTCOME"]
+    for space_id in range(1, 5):  # those of the members
+        garbler.call(aim_at, str(ksmd.directory), space_id)
+        assert all(garbler.call(is_cut_off_for, kind) for kind in (*kinds, "node"))
 
 
 # ---- what he can say -------------------------------------------------------------------------------
@@ -300,10 +307,10 @@ def object_of_root():
     path.unlink()
 
 
-@pytest.mark.parametrize("what", [a_file_that_all_can_read, an_object_of_anothers, a_fifo])
-def test_ksmd_reads_nothing_that_is_not_his_own_memory(ksmd, mallory, object_of_root, what):
-    assert mallory.call(hands_over, str(ksmd.directory), what) is None
-    assert f"pid {mallory.pid} is cut off: an own object" in log_of(ksmd)
+def test_ksmd_reads_nothing_that_is_not_his_own_memory(ksmd, garbler, object_of_root):
+    for number, what in enumerate((a_file_that_all_can_read, an_object_of_anothers, a_fifo), 1):
+        assert garbler.call(hands_over, str(ksmd.directory), what) is None
+        assert log_of(ksmd).count(f"pid {garbler.pid} is cut off: an own object") == number
 
 
 def test_what_is_his_own_memory_is_taken(ksmd, mallory):
@@ -315,8 +322,11 @@ def hands_over_a_pool(state, directory):
     return hands_over(state, directory, lambda: pool)
 
 
-def test_a_pool_is_no_ones_own_object(ksmd, members):
-    assert members[str(BOB)][0].call(hands_over_a_pool, str(ksmd.directory)) is None
+def test_a_pool_is_no_ones_own_object(ksmd, garbler):
+    member = Member.join(garbler, NR_PAGES)
+    member.call(crew.put, 0, FILLED)
+    wait_until(lambda: ksmd.read("pages_sharing") == 3 * NR_PAGES, what="merging")
+    assert member.call(hands_over_a_pool, str(ksmd.directory)) is None
 
 
 # ---- merge_pid -------------------------------------------------------------------------------------
@@ -346,6 +356,29 @@ def test_root_can_name_a_process_of_any_user_and_the_log_says_so(ksmd):
     assert f"merge_pid: pid {worker.pid} of uid {ALICE + 200} is to be merged" in log_of(ksmd)
     assert f"unmerge_pid: pid {worker.pid} of uid {ALICE + 200} is to be unmerged" in log_of(ksmd)
     wait_until(lambda: f"domain {ALICE + 200} ends" in log_of(ksmd), what="its end")
+
+
+# ---- a service user runs it ------------------------------------------------------------------------
+
+
+def test_a_service_user_without_any_privilege_can_serve_others():
+    with common_folder() as folder, UserWorker(SERVICE) as service:
+        (folder / "ksmd").mkdir(mode=0o755)
+        os.chown(folder / "ksmd", SERVICE, SERVICE)
+        service.start(serve, str(folder / "ksmd"))
+        wait_until((folder / "ksmd/ksmd.sock").exists, what="ksmd")
+        ksmd = RunningKsmd(Instance.resolve(folder / "ksmd"), service.pid)
+        with contextlib.ExitStack() as undo:
+            undo.callback(ksmd.close)
+            workers = [undo.enter_context(UserWorker(uid, ksmd.directory)) for uid in (ALICE, ALICE, BOB)]
+            members = [Member.join(worker, NR_PAGES) for worker in workers]
+            for member in members:
+                member.call(crew.put, 0, FILLED)
+            wait_until(lambda: ksmd.read("pages_sharing") == NR_PAGES, what="merging")
+            domains.check(ksmd, {str(ALICE): members[:2], str(BOB): members[2:]})
+            assert all(member.call(crew.differing, 0, FILLED) == [] for member in members)
+        service.kill(signal.SIGTERM)
+        service.finish()
 
 
 # ---- the negative control --------------------------------------------------------------------------
