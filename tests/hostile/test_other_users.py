@@ -24,7 +24,8 @@ from ksmemu.instance import Instance
 from tests.support import attacks, crew, domains
 from tests.support.books import Member
 from tests.support.fakes import PAGE, FakeWorker
-from tests.support.users import ALICE, BOB, SERVICE, UserWorker, common_folder, serve
+from tests.support.processes import Worker
+from tests.support.users import ALICE, BOB, SERVICE, UserWorker, become, common_folder, serve
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -262,6 +263,21 @@ def test_a_label_that_looks_like_another_user_is_one_of_his_own(ksmd, members):
         one.call(crew.put, 0, FILLED)
         wait_until(lambda: ksmd.read("pages_unshared") == NR_PAGES, what="his pages to wait")
         assert domains.names(ksmd) == {*members, f"{BOB}-{ALICE}"}
+
+
+def test_who_changes_his_user_has_new_memory_in_the_new_ones_domain(ksmd):
+    """A space of before stays with the user who made it; what comes later is the new user's."""
+    with Worker(ksmd.directory) as worker:
+        worker.call(crew.open_space, NR_PAGES)
+        worker.call(keep_space)
+        worker.call(become, ALICE + 300)
+        worker.call(crew.open_space, NR_PAGES)
+        assert domains.names(ksmd) >= {"0", str(ALICE + 300)}
+        assert domains.read(ksmd, "0", "spaces") == domains.read(ksmd, str(ALICE + 300), "spaces") == 1
+
+
+def keep_space(state):
+    state.before = state.space
 
 
 def hands_over(state, directory, what):
