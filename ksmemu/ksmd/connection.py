@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +37,11 @@ _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
 
 
+SHARE_USED = "its user holds as many descriptors of ksmd as he may"
+
+
 class NoRoomError(Exception):
-    """The own object lies in a file system that has no room for it."""
+    """There is no room for a space: in the file system of its own object, or in ksmd for its user."""
 
 
 def refuse(control: socket.socket, number: int, text: str) -> None:
@@ -116,11 +120,13 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
 
 
-def answer(domain: Domain, worker: Worker, space_id: int, everywhere: Iterable[MmSlot]) -> MmSlot | None:
+def answer(
+    domain: Domain, worker: Worker, space_id: int, everywhere: Iterable[MmSlot] | None
+) -> MmSlot | None:
     """Read a worker's request on the control socket: a space to register (returned), a node, or its flags.
 
     Args:
-        everywhere: the spaces of all domains, which share what room there is.
+        everywhere: the spaces of all domains, which share what room there is; None: no other may come.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
@@ -161,7 +167,7 @@ def _register(
     domain: Domain,
     worker: Worker,
     space_id: int,
-    everywhere: Iterable[MmSlot],
+    everywhere: Iterable[MmSlot] | None,
     message: tuple[dict[str, object], list[int]],
 ) -> MmSlot:
     body, fds = message
@@ -182,10 +188,11 @@ def _register(
         ):
             raise WireError(f"a space at {start:#x} of {size} bytes")
         _check_own(worker, fds[0], size)
-        if not _has_room(everywhere, fds[0], size):
+        if everywhere is None:
+            _refuse_space(worker, errno.EMFILE, SHARE_USED)
+        elif not _has_room(everywhere, fds[0], size):
             text = "the file system of the own object cannot hold all that was promised"
-            wire.send_control(worker.control, {"errno": errno.ENOSPC, "text": text})
-            raise NoRoomError(text)
+            _refuse_space(worker, errno.ENOSPC, text)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -201,6 +208,11 @@ def _register(
     if domain.events.is_on:
         domain.events.enter(slot, worker.pid)
     return slot
+
+
+def _refuse_space(worker: Worker, number: int, text: str) -> NoReturn:
+    wire.send_control(worker.control, {"errno": number, "text": text})
+    raise NoRoomError(text)
 
 
 def _check_own(worker: Worker, own: int, size: int) -> None:

@@ -127,6 +127,10 @@ class Worker:
         self.count_seconds = self.counted_at - since
         return self.mappings
 
+    def nr_descriptors(self) -> int:
+        """Return how many descriptors it costs."""
+        return 4 + len(self.slots)
+
     def close(self) -> None:
         """Close every descriptor of this worker and its spaces."""
         for slot in self.slots:

@@ -11,9 +11,11 @@ import errno
 import functools
 import logging
 import os
+import resource
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from ksmemu import wire
@@ -25,6 +27,8 @@ from ksmemu.wire import WireError
 
 log = logging.getLogger(__name__)
 
+_SHARE = 4
+"""Another user than who runs ksmd gets this part of its descriptors, at most: the rest is for the others."""
 _HEAR_TURNS = 64
 """Messages of one worker heard in a row: more would let it keep ksmd from its work."""
 
@@ -59,6 +63,7 @@ class Workers:
         self._died = died
         self._spare = _spare()
         self._next_space = 1
+        self._waiting = Counter[int]()  # who is connected and has said nothing yet, by uid
         self._epoll = select.epoll()
         self._heard: dict[int, Callable[[], None]] = {}
         self.listen_to(listener.fileno(), self._accept)
@@ -134,7 +139,22 @@ class Workers:
             self._turn_away()
             return
         control.setblocking(False)  # a client that does not read its answers is cut off
-        self.listen_to(control.fileno(), functools.partial(self._join, control))
+        _, uid = connection.peer(control)
+        if self._has_had_share(uid):
+            log.warning("a client of uid %d is turned away: %s", uid, connection.SHARE_USED)
+            control.close()
+            return
+        self._waiting[uid] += 1
+        self.listen_to(control.fileno(), functools.partial(self._join, control, uid))
+
+    def _has_had_share(self, uid: int) -> bool:
+        """Whether a user holds so many descriptors of ksmd's that others might find none left."""
+        if uid == os.geteuid():
+            return False
+        workers = (worker for worker in self._domains.workers() if worker.key.uid == uid)
+        held = self._waiting[uid] + sum(worker.nr_descriptors() for worker in workers)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return held >= soft // _SHARE
 
     def _turn_away(self) -> None:
         """Close the next connection with the descriptor kept for it; else it would call again at once."""
@@ -143,8 +163,9 @@ class Workers:
             self._listener.accept()[0].close()
         self._spare = _spare()
 
-    def _join(self, control: socket.socket) -> None:
+    def _join(self, control: socket.socket, uid: int) -> None:
         self.ignore(control.fileno())
+        self._waiting[uid] -= 1
         try:
             body, fds = wire.receive_control(control)
             question = next((name for name in self.questions if name in body), None)
@@ -171,10 +192,10 @@ class Workers:
         return pool.read_only(), pool.nr_bytes
 
     def _answer(self, worker: Worker) -> None:
+        domain = self._domains[worker.key]
+        everywhere = None if self._has_had_share(worker.key.uid) else self._domains.slots()
         try:
-            slot = connection.answer(
-                self._domains[worker.key], worker, self._next_space, self._domains.slots()
-            )
+            slot = connection.answer(domain, worker, self._next_space, everywhere)
         except connection.NoRoomError as refusal:
             log.info("pid %d: %s", worker.pid, refusal)
         except EOFError:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from ksmemu.control.explain import explain
 from ksmemu.control.figures import figures
 from ksmemu.control.ksmd import RunningKsmd
 from ksmemu.instance import Instance
-from tests.support import attacks, crew, domains
+from tests.support import attacks, crew, domains, fakes
 from tests.support.books import Member
 from tests.support.fakes import PAGE, FakeWorker
 from tests.support.processes import Worker
@@ -61,6 +62,7 @@ def everybody_is_served_on(ksmd, members):
     """Whatever a test does, both users' bytes are right, and the books of each agree with the mappings."""
     yield
     wait_until(lambda: domains.names(ksmd) == set(members), what="the end of other domains")
+    wait_until(lambda: ksmd.read("workers") == 4, what="the end of other workers")
     wait_until(lambda: ksmd.read("pages_sharing") == 2 * NR_PAGES, what="merging")
     domains.check(ksmd, members)
     for there in members.values():
@@ -272,8 +274,9 @@ def test_who_changes_his_user_has_new_memory_in_the_new_ones_domain(ksmd):
         worker.call(keep_space)
         worker.call(become, ALICE + 300)
         worker.call(crew.open_space, NR_PAGES)
-        assert domains.names(ksmd) >= {"0", str(ALICE + 300)}
-        assert domains.read(ksmd, "0", "spaces") == domains.read(ksmd, str(ALICE + 300), "spaces") == 1
+        wait_until(lambda: domains.names(ksmd) >= {"0", str(ALICE + 300)}, what="both domains")
+        for domain in ("0", str(ALICE + 300)):
+            wait_until(lambda name=domain: domains.read(ksmd, name, "spaces") == 1, what="its space")
 
 
 def keep_space(state):
@@ -329,8 +332,8 @@ def test_ksmd_reads_nothing_that_is_not_his_own_memory(ksmd, garbler, object_of_
         assert log_of(ksmd).count(f"pid {garbler.pid} is cut off: an own object") == number
 
 
-def test_what_is_his_own_memory_is_taken(ksmd, mallory):
-    assert "space" in mallory.call(hands_over, str(ksmd.directory), his_own)
+def test_what_is_his_own_memory_is_taken(ksmd, garbler):
+    assert "space" in garbler.call(hands_over, str(ksmd.directory), his_own)
 
 
 def hands_over_a_pool(state, directory):
@@ -372,6 +375,48 @@ def test_root_can_name_a_process_of_any_user_and_the_log_says_so(ksmd):
     assert f"merge_pid: pid {worker.pid} of uid {ALICE + 200} is to be merged" in log_of(ksmd)
     assert f"unmerge_pid: pid {worker.pid} of uid {ALICE + 200} is to be unmerged" in log_of(ksmd)
     wait_until(lambda: f"domain {ALICE + 200} ends" in log_of(ksmd), what="its end")
+
+
+# ---- what he can use up ----------------------------------------------------------------------------
+
+
+def connects(state, directory, number):
+    """Connect so often, and say nothing."""
+    state.idle = [fakes.connect(directory) for _ in range(number)]
+
+
+def is_turned_away(_state, directory):
+    with fakes.connect(directory) as control:
+        return fakes.is_refused(control)
+
+
+def registers_without_end(state, directory, most):
+    """Register spaces until ksmd refuses one; return how many it took, and its errno."""
+    fd = his_own()
+    state.fake = FakeWorker(directory)
+    for number in range(most):
+        wire.send_control(state.fake.control, {"space": {"start": 0x10000000, "size": PAGE}}, (fd,))
+        reply, _ = wire.receive_control(state.fake.control)
+        if "errno" in reply:
+            return number, reply["errno"]
+    return most, 0
+
+
+def test_a_user_cannot_use_up_the_descriptors_of_ksmd(ksmd, garbler):
+    before = resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE, (400, before[1]))
+    members, share = 2 * (4 + 1), 400 // 4
+    try:
+        garbler.call(connects, str(ksmd.directory), 41)
+        taken, number = garbler.call(registers_without_end, str(ksmd.directory), 101)
+        assert number == errno.EMFILE
+        assert members + 41 + 4 + taken == share
+        assert garbler.call(is_turned_away, str(ksmd.directory))
+        with UserWorker(ALICE, ksmd.directory) as worker:
+            assert worker.call(joins) == (0, "")
+    finally:
+        resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE, before)
+    assert "a client of uid" in log_of(ksmd)
 
 
 # ---- a service user runs it ------------------------------------------------------------------------
