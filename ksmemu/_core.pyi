@@ -4,6 +4,7 @@ Addresses, offsets and sizes are in bytes and page-aligned; ranges are half-open
 pairs of native uint64 (start, end). Errors are OSError with the errno and the name of the system call.
 """
 
+import os
 from typing import TypeAlias
 
 import numpy as np
@@ -39,12 +40,31 @@ class Agent:
     In a forked child it is closed, and the memory of its spaces is not mapped there.
     """
 
-    def __new__(cls, order: int, pool: int, pool_bytes: int, pagemap: int, tracks: bool) -> Agent:
-        """Start the thread. The three descriptors belong to the agent from here on, also on error.
+    def __new__(
+        cls,
+        control: int,
+        order: int,
+        pool: int,
+        pool_bytes: int,
+        pagemap: int,
+        directory: str | os.PathLike[str],
+        label: str,
+        holder: int,
+        tracks: bool,
+        rfc2009: bool,
+    ) -> Agent:
+        """Start the thread. The four descriptors belong to the agent from here on, also on error.
+
+        When ksmd goes, the thread waits for the next one in the directory, and joins it with the memory as
+        it is; nothing needs to be said again.
 
         Args:
-            order: order socket. pool: read-only pool of pool_bytes. pagemap: /proc/self/pagemap.
+            control: control socket. order: order socket. pool: read-only pool of pool_bytes.
+            pagemap: /proc/self/pagemap. directory: of the instance.
+            label: of the security domain, 64 bytes at most.
+            holder: what ksmd calls this descriptor of the pool.
             tracks: record writes with userfaultfd; otherwise ksmd compares checksums.
+            rfc2009: ksmd is of that year.
 
         Raises:
             OSError: EPERM, EINVAL: no userfaultfd with what is needed; EMFILE, ENOMEM.
@@ -56,8 +76,17 @@ class Agent:
     def is_alive(self) -> bool:
         """Return whether ksmd still listens (and this is not a forked child)."""
 
-    def add_space(self, space: int, start: int, size: int, own: int, /) -> None:
-        """Make a space known. Its own object belongs to the agent from here on."""
+    def wait(self, seconds: int, /) -> bool:
+        """Wait until ksmd listens; return whether it does."""
+
+    def control(self) -> int:
+        """Return a second descriptor of the control socket, which is the caller's; OSError EMFILE."""
+
+    def set_flags(self, merge_any: bool, refuses: bool, /) -> None:
+        """Keep for the next ksmd what prctl(2) would say of this process."""
+
+    def add_space(self, space: int, start: int, size: int, node: int, own: int, /) -> None:
+        """Make a space known, as ksmd knows it. Its own object belongs to the agent from here on."""
 
     def remove_space(self, space: int, /) -> None:
         """Unmap all of a space, close its own object, tell ksmd; the addresses are nobody's afterwards."""
@@ -96,14 +125,18 @@ class Agent:
     def unadvised(self, space: int, start: int, end: int, /) -> None:
         """Stop recording writes to [start, end), all of it OWN, and tell ksmd."""
 
-    def shareable(self, space: int, start: int, end: int, on: bool, /) -> None:
-        """Tell ksmd that [start, end) is no longer mergeable, or again, as in 2009: nothing is moved.
+    def tell(self, space: int, kind: int, start: int, end: int, value: int, /) -> None:
+        """Tell ksmd of [start, end) what changes no mapping: a wire.ReportKind, and a value of that kind.
 
-        Only for a range that stays among the `advised` ones: ksmd may still order what is merged there home.
+        UNSHAREABLE, and ADVISED after it: only for a range that stays among the `advised` ones.
         """
 
-    def refused(self, space: int, start: int, end: int, /) -> None:
-        """Tell ksmd that the process itself keeps [start, end), which is not mergeable, from being merged."""
+    def remember(self, space: int, notes: _Readable, /) -> None:
+        """Keep what the next ksmd is to be told of a space besides what is mergeable.
+
+        Args:
+            notes: all of it: (uint64 start, uint64 end, uint32 kind, uint32 value) each.
+        """
 
     def unmap(self, space: int, start: int, end: int, advised: _Readable, /) -> None:
         """Take [start, end) out of the space: its bytes are gone, ksmd is told."""

@@ -110,6 +110,12 @@ class Instance:
         """Figures of each worker, as the kernel has them in /proc/PID."""
         return self.directory / "proc"
 
+    def workers(self) -> frozenset[int]:
+        """Return the pids of which there are figures: those that had spaces when ksmd last wrote some."""
+        with contextlib.suppress(FileNotFoundError):
+            return frozenset(int(name) for name in os.listdir(self.proc) if name.isdecimal())
+        return frozenset()
+
     def claim(self, *, all_users: bool = False) -> Claim:
         """Make this process the one ksmd of the directory; create it if it is missing.
 
@@ -151,6 +157,22 @@ class Instance:
                 os.close(pid_fd)
         return None
 
+    def is_served(self) -> bool:
+        """Whether a ksmd is here, or about to be; of another user's only one that listens can be told.
+
+        Raises:
+            ForeignInstanceError: as connect().
+        """
+        try:
+            return self.pid() is not None
+        except ForeignInstanceError:
+            pass
+        try:
+            self.connect().close()
+        except NotRunningError:
+            return False
+        return True
+
     def connect(self) -> socket.socket:
         """Return a new connection (SOCK_SEQPACKET) to the ksmd that runs here.
 
@@ -178,16 +200,18 @@ class Instance:
 
         Runs in: ksmd, which holds the claim.
         """
-        self.socket_file.unlink(missing_ok=True)  # of a ksmd that was killed
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(_new_socket())
             os.fchmod(listener.fileno(), 0o600)  # bind() gives the file the mode of the socket
+            new = self.directory / "ksmd.sock.new"
+            new.unlink(missing_ok=True)  # of a ksmd that was killed
             with self._opened(is_own=True) as directory:
-                listener.bind(_short_path(directory))
-            undo.callback(self.socket_file.unlink, missing_ok=True)
+                listener.bind(_short_path(directory, new.name))
+            undo.callback(new.unlink, missing_ok=True)
             if all_users:
-                self.socket_file.chmod(0o666)  # whatever the umask
+                new.chmod(0o666)  # whatever the umask
             listener.listen(socket.SOMAXCONN)
+            new.rename(self.socket_file)  # who sees it can connect: workers of a ksmd before wait for this
             undo.pop_all()
             return listener
 
@@ -274,12 +298,16 @@ class Instance:
 
 
 class Claim:
-    """The right to be the ksmd of a directory: as long as the process lives, or until release()."""
+    """The right to be the ksmd of a directory: as long as the process lives, or until release().
+
+    `former`: the pids of workers that a ksmd had here which did not release it.
+    """
 
     def __init__(self, instance: Instance, pid_fd: int, *, created: bool) -> None:
         self.instance = instance
         self._pid_fd = pid_fd
         self._created = created
+        self.former = instance.workers()
 
     def redirect_stderr(self) -> None:
         """Send the standard error of this process to ksmd.log, at its end."""
@@ -349,6 +377,6 @@ def _new_socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
 
-def _short_path(directory: int) -> str:
+def _short_path(directory: int, name: str = "ksmd.sock") -> str:
     """Name the socket through a descriptor of its directory: an address has room for 108 bytes."""
-    return f"/proc/self/fd/{directory}/ksmd.sock"
+    return f"/proc/self/fd/{directory}/{name}"

@@ -27,8 +27,10 @@ ORDER: Final = struct.Struct("=IIQII")
 """kind, space, id, epoch, nr_runs; runs follow."""
 REPORT: Final = struct.Struct("=IIQIIQ")
 """kind, space, id, epoch, nr_spans, frozen_ns; spans follow."""
+NOTE: Final = np.dtype([("start", "u8"), ("end", "u8"), ("kind", "u4"), ("value", "u4")])
+"""What an agent is to tell the next ksmd, in addresses."""
 RUN: Final = np.dtype([("page", "u8"), ("frame", "u8"), ("nr_pages", "u4"), ("join", "u4")])
-SPAN: Final = np.dtype([("page", "u8"), ("nr_pages", "u8"), ("error", "i4"), ("reserved", "u4")])
+SPAN: Final = np.dtype([("page", "u8"), ("nr_pages", "u8"), ("error", "i4"), ("value", "u4")])
 REPORT_MAX_BYTES: Final = REPORT.size + ORDER_MAX_PAGES * SPAN.itemsize
 
 MAX_NODES: Final = 1024
@@ -56,6 +58,9 @@ class ReportKind(enum.IntEnum):
     CLOSED = 5
     UNSHAREABLE = 6
     REFUSED = 7
+    BOUND = 8
+    MAPPED = 9
+    RESUMED = 10
 
 
 class WireError(ValueError):

@@ -10,8 +10,20 @@
 #include "core.h"
 #include "transaction.h"
 
+/* Tell ksmd of a change at [start, end); agent.lock held since the change. */
+static void report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
+		   uintptr_t start, uintptr_t end, uint32_t value)
+{
+	agent->outbox.spans[0] = (struct ksmemu_span){
+		.page = (start - space->start) >> KSMEMU_PAGE_SHIFT,
+		.nr_pages = (end - start) >> KSMEMU_PAGE_SHIFT,
+		.value = value,
+	};
+	ksmemu_report(agent, space, kind, 1);
+}
+
 int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, size_t size,
-			   int own)
+			   uint32_t node, int own)
 {
 	struct ksmemu_space *space = calloc(1, sizeof(*space));
 
@@ -19,7 +31,9 @@ int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 		close(own);
 		return -ENOMEM;
 	}
-	*space = (struct ksmemu_space){ .id = id, .start = start, .size = size, .own = own };
+	*space = (struct ksmemu_space){
+		.id = id, .start = start, .size = size, .node = node, .own = own
+	};
 	GUARD(&agent->lock);
 	space->next = agent->spaces;
 	agent->spaces = space;
@@ -40,8 +54,7 @@ int ksmemu_agent_remove_space(struct ksmemu_agent *agent, uint32_t id)
 		error = ksmemu_unreserve(space->start, space->size);
 		if (error)
 			return error;
-		ksmemu_report_change(agent, space, KSMEMU_CLOSED, space->start,
-				     space->start + space->size);
+		report(agent, space, KSMEMU_CLOSED, space->start, space->start + space->size, 0);
 		*at = space->next;
 		ksmemu_space_drop(space);
 		return 0;
@@ -68,7 +81,7 @@ int ksmemu_agent_advise(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 	if (!error)
 		error = ksmemu_space_set_advised(space, advised, nr);
 	if (!error)
-		ksmemu_report_change(agent, space, KSMEMU_ADVISED, start, end);
+		report(agent, space, KSMEMU_ADVISED, start, end, 0);
 	else if (agent->track >= 0 && done > start)
 		(void)ksmemu_uffd_unregister(agent->track, start, done - start);
 	*ret_done = done;
@@ -107,22 +120,43 @@ int ksmemu_agent_protect(struct ksmemu_agent *agent, uint32_t id, uintptr_t star
 	return error;
 }
 
-int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
+/* Rehome what of [start, end) fits into one freeze and is under one protection; @ret_stop: how far that is. */
+static int rehome_first(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+			uintptr_t end, uintptr_t *ret_stop)
 {
 	const size_t window_bytes = KSMEMU_REHOME_PAGES << KSMEMU_PAGE_SHIFT;
 	uint64_t frozen_ns = 0;
-	int prot, error = 0;
+	int prot;
 
+	if (end - start > window_bytes)
+		end = start + window_bytes;
+	*ret_stop = ksmemu_space_protection(space, start, end, &prot);
+	return ksmemu_rehome(agent, space, start, *ret_stop, &frozen_ns);
+}
+
+int ksmemu_rehome_all(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+		      uintptr_t end)
+{
+	int error = 0;
+
+	for (uintptr_t stop; start < end && !error; start = stop)
+		error = rehome_first(agent, space, start, end, &stop);
+	return error;
+}
+
+int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
+{
+	int error = 0;
+
+	/* The lock is free between two freezes: ksmd's orders shall not wait for the whole of it. */
 	for (uintptr_t stop; start < end && !error; start = stop) {
 		struct ksmemu_space *space;
 		GUARD(&agent->lock);
 
-		stop = end - start < window_bytes ? end : start + window_bytes;
 		space = ksmemu_space_find(agent, id);
 		if (!space)
 			return -ENOENT;
-		stop = ksmemu_space_protection(space, start, stop, &prot);
-		error = ksmemu_rehome(agent, space, start, stop, &frozen_ns);
+		error = rehome_first(agent, space, start, end, &stop);
 	}
 	return error;
 }
@@ -145,12 +179,12 @@ int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 	 * withdrawal's may wait in the socket, and they may be advised again before it is read.
 	 */
 	space->epoch++;
-	ksmemu_report_change(agent, space, KSMEMU_UNADVISED, start, end);
+	report(agent, space, KSMEMU_UNADVISED, start, end, 0);
 	return 0;
 }
 
-int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
-			   bool on)
+int ksmemu_agent_tell(struct ksmemu_agent *agent, uint32_t id, uint32_t kind, uintptr_t start,
+		      uintptr_t end, uint32_t value)
 {
 	struct ksmemu_space *space;
 	GUARD(&agent->lock);
@@ -158,20 +192,18 @@ int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
-	ksmemu_report_change(agent, space, on ? KSMEMU_ADVISED : KSMEMU_UNSHAREABLE, start, end);
+	report(agent, space, kind, start, end, value);
 	return 0;
 }
 
-int ksmemu_agent_refused(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
+int ksmemu_agent_remember(struct ksmemu_agent *agent, uint32_t id, const struct ksmemu_note *notes,
+			  size_t nr)
 {
 	struct ksmemu_space *space;
 	GUARD(&agent->lock);
 
 	space = ksmemu_space_find(agent, id);
-	if (!space)
-		return -ENOENT;
-	ksmemu_report_change(agent, space, KSMEMU_REFUSED, start, end);
-	return 0;
+	return space ? ksmemu_space_set_notes(space, notes, nr) : -ENOENT;
 }
 
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
@@ -192,6 +224,6 @@ int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start,
 	space->epoch++;
 	/* SAFE: the application gave these bytes up, and nothing maps them any more. */
 	error = ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
-	ksmemu_report_change(agent, space, KSMEMU_UNMAPPED, start, end);
+	report(agent, space, KSMEMU_UNMAPPED, start, end, 0);
 	return error;
 }

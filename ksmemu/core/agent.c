@@ -31,15 +31,11 @@ static void send_report(struct ksmemu_agent *agent)
 	(void)send(agent->order, &agent->outbox, size, MSG_NOSIGNAL);
 }
 
-void ksmemu_report_change(struct ksmemu_agent *agent, const struct ksmemu_space *space,
-			  uint32_t kind, uintptr_t start, uintptr_t end)
+void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
+		   uint32_t nr_spans)
 {
 	agent->outbox.head = (struct ksmemu_report){
-		.kind = kind, .space = space->id, .epoch = space->epoch, .nr_spans = 1
-	};
-	agent->outbox.spans[0] = (struct ksmemu_span){
-		.page = (start - space->start) >> KSMEMU_PAGE_SHIFT,
-		.nr_pages = (end - start) >> KSMEMU_PAGE_SHIFT,
+		.kind = kind, .space = space->id, .epoch = space->epoch, .nr_spans = nr_spans
 	};
 	send_report(agent);
 }
@@ -257,22 +253,30 @@ static void ask_for_short_slices(void)
 	(void)syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 
-void *ksmemu_serve(void *arg)
+/* Take orders until ksmd is gone: true; or talks garbage: nothing more is taken from it, and it can tell. */
+static bool take_orders(struct ksmemu_agent *agent)
 {
-	struct ksmemu_agent *agent = arg;
-
-	ask_for_short_slices();
-
 	for (;;) {
 		ssize_t got = recv(agent->order, &agent->inbox, sizeof(agent->inbox), 0);
 
 		if (got < 0 && errno == EINTR)
 			continue;
-		if (got <= 0 || !is_well_formed(agent, (size_t)got))
-			break;
+		if (got <= 0)
+			return true;
+		if (!is_well_formed(agent, (size_t)got))
+			return false;
 		obey(agent);
 	}
-	/* ksmd is gone, or talks garbage: nothing more is taken from it, and it can tell. */
+}
+
+void *ksmemu_serve(void *arg)
+{
+	struct ksmemu_agent *agent = arg;
+
+	ask_for_short_slices();
+	while (take_orders(agent))
+		if (!ksmemu_resume(agent))
+			return NULL;
 	atomic_store(&agent->is_alive, false);
 	shutdown(agent->order, SHUT_RDWR);
 	return NULL;

@@ -56,24 +56,53 @@ struct ksmemu_protection {
 	uint64_t prot;
 };
 
+/* What was told of a range of a space, and is to be told again to a new ksmd. */
+struct ksmemu_note {
+	uint64_t start;
+	uint64_t end;
+	uint32_t kind; /* enum ksmemu_report_kind */
+	uint32_t value;
+};
+
 /* One address space of this process, as its agent sees it. Under agent.lock. */
 struct ksmemu_space {
-	uint32_t id; /* given by ksmd */
+	uint32_t id;
 	uint32_t epoch;
 	uintptr_t start;
 	size_t size;
+	uint32_t node;
 	int own; /* the own object; page n of the space is page n of the object */
 	size_t nr_advised;
 	struct ksmemu_range *advised; /* mergeable addresses: ascending, apart from each other */
 	size_t nr_protections;
 	struct ksmemu_protection *protections; /* ascending; elsewhere it may read and write */
+	size_t nr_notes;
+	struct ksmemu_note *notes;
 	struct ksmemu_space *next;
+};
+
+/* How a process joined its ksmd, and will join the next one. */
+struct ksmemu_terms {
+	char *directory; /* of the instance */
+	char label
+		[65]; /* of the security domain; letters, digits, and what needs no escape in JSON */
+	uint64_t
+		holder; /* names our descriptor of the pool: a new ksmd asks the kernel which of them live */
+	bool tracks; /* writes are recorded (6.7); otherwise ksmd compares checksums */
+	bool rfc2009;
+	bool merge_any; /* what prctl(2) would say: changes */
+	bool refuses;
 };
 
 /* What joins this process to one ksmd. */
 struct ksmemu_agent {
 	pthread_mutex_t lock;
+	pthread_cond_t joined; /* is_alive is true again */
 	pthread_t thread;
+	struct ksmemu_terms terms;
+	uid_t ksmd; /* who runs it; the next one is to be run by the same */
+	int stop;   /* eventfd: readable when the thread is to end */
+	int control;
 	int order;   /* order socket */
 	int pool;    /* read-only */
 	int pagemap; /* /proc/self/pagemap */
@@ -83,7 +112,7 @@ struct ksmemu_agent {
 	size_t pool_bytes;
 	struct ksmemu_space *spaces;
 	struct ksmemu_agent *next;
-	_Atomic bool is_alive; /* cleared by the thread when ksmd is gone; read by anyone */
+	_Atomic bool is_alive; /* set by the thread: whether ksmd listens; read by anyone */
 	bool is_forked;	       /* this is the copy in a forked child: no thread, no memory */
 	/* The agent thread may not allocate: room for one order and its report. */
 	struct {
@@ -241,6 +270,9 @@ uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t st
 int ksmemu_space_set_protections(struct ksmemu_space *space,
 				 const struct ksmemu_protection *protections, size_t nr);
 
+/** ksmemu_space_set_notes() - replace them all; allocates, so: not the agent thread */
+int ksmemu_space_set_notes(struct ksmemu_space *space, const struct ksmemu_note *notes, size_t nr);
+
 /** ksmemu_space_drop() - close the own object and free the entry; the caller has unlinked it */
 void ksmemu_space_drop(struct ksmemu_space *space);
 
@@ -299,6 +331,10 @@ void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
 int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		  uintptr_t end, uint64_t *frozen_ns);
 
+/** ksmemu_rehome_all() - the same for any length; agent.lock held, 0 or -errno of the first failure */
+int ksmemu_rehome_all(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+		      uintptr_t end);
+
 /**
  * ksmemu_adopt() - move ordinary anonymous memory at [start, end) into the own object
  * @ret_done: end address of what was moved; equal to @end on success
@@ -313,10 +349,57 @@ int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr
 /** ksmemu_track() - record writes to a range of the own object from now on (the first half of arm) */
 int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
 
+/* ---- mappings.c: what is mapped, as the kernel says ------------------------------------------- */
+
+/* One mapping of this process; a line of /proc/self/maps. */
+struct ksmemu_mapping {
+	uintptr_t start;
+	uintptr_t end;
+	off_t offset;
+	dev_t device;
+	ino_t inode; /* 0: anonymous */
+};
+
+/* A walk through /proc/self/maps that allocates nothing. */
+struct ksmemu_walk {
+	int fd;
+	size_t at;
+	size_t filled;
+	char buffer[4096];
+};
+
+/** ksmemu_walk_begin() - begin a walk through all mappings, ascending; 0 or -errno */
+int ksmemu_walk_begin(struct ksmemu_walk *walk);
+
+/**
+ * ksmemu_walk_next() - find the next mapping that has a part in [start, end), cut to it
+ * Return: 1: @ret holds one; 0: there are no more; or -errno.
+ */
+int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
+		     struct ksmemu_mapping *ret);
+
+void ksmemu_walk_end(struct ksmemu_walk *walk);
+
 /* ---- agent.c: the thread that takes orders ----------------------------------------------------- */
 
-/** ksmemu_serve() - body of the agent thread: take orders until ksmd is gone or talks garbage */
+/** ksmemu_serve() - body of the agent thread: take orders until it is to end, or ksmd talks garbage */
 void *ksmemu_serve(void *agent);
+
+/** ksmemu_report() - tell ksmd of spans in agent->outbox.spans; agent.lock held since the change */
+void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
+		   uint32_t nr_spans);
+
+/* ---- resume.c: join the next ksmd ---------------------------------------------------------------- */
+
+/**
+ * ksmemu_resume() - wait for the next ksmd at the same place, and join it with the memory as it is
+ *
+ * The new ksmd knows nothing: it is told the spaces, what of them is mergeable, and what is merged with which
+ * frame. So nothing is unmerged, and it need not trust what another ksmd has written down.
+ * Return: true: joined; false: the thread is to end.
+ * Context: agent thread, no lock held.
+ */
+bool ksmemu_resume(struct ksmemu_agent *agent);
 
 /** ksmemu_report_change() - tell ksmd of a change at [start, end); agent.lock held since the change */
 void ksmemu_report_change(struct ksmemu_agent *agent, const struct ksmemu_space *space,
@@ -324,17 +407,25 @@ void ksmemu_report_change(struct ksmemu_agent *agent, const struct ksmemu_space 
 
 /* ---- attach.c: join a ksmd and leave it ---------------------------------------------------------- */
 
+/* What ksmd and the application hand to an agent. */
+struct ksmemu_descriptors {
+	int control;
+	int order;
+	int pool; /* read-only */
+	int pagemap;
+};
+
 /**
  * ksmemu_agent_create() - join a ksmd: take its orders in a thread of our own
- * @order, @pool, @pagemap: descriptors; the agent owns them from here on, also on error
+ * @fds: the agent owns them from here on, also on error
  * @pool_bytes: size of the pool
- * @tracks: record writes (6.7); otherwise ksmd compares checksums
+ * @terms: copied
  *
- * The thread takes no GIL, allocates nothing, blocks all signals, and ends when ksmd goes or on
- * destroy. In a forked child the agent is closed and its spaces are not mapped (MADV_DONTFORK).
+ * The thread takes no GIL, allocates nothing, blocks all signals, and ends on destroy. When ksmd goes it
+ * waits for the next one. In a forked child the agent is closed and its spaces are not mapped (MADV_DONTFORK).
  */
-int ksmemu_agent_create(int order, int pool, size_t pool_bytes, int pagemap, bool tracks,
-			struct ksmemu_agent **ret);
+int ksmemu_agent_create(const struct ksmemu_descriptors *fds, size_t pool_bytes,
+			const struct ksmemu_terms *terms, struct ksmemu_agent **ret);
 
 /** ksmemu_agent_destroy() - stop the thread, close all; accepts NULL. Spaces keep their mappings. */
 void ksmemu_agent_destroy(struct ksmemu_agent *agent);
@@ -342,11 +433,20 @@ void ksmemu_agent_destroy(struct ksmemu_agent *agent);
 /** ksmemu_agent_is_alive() - whether ksmd still listens (and this is not a forked child) */
 bool ksmemu_agent_is_alive(struct ksmemu_agent *agent);
 
+/** ksmemu_agent_wait() - wait until ksmd listens; 0, or -ETIMEDOUT */
+int ksmemu_agent_wait(struct ksmemu_agent *agent, unsigned int seconds);
+
+/** ksmemu_agent_control() - a second descriptor of the control socket, the caller's; or -errno */
+int ksmemu_agent_control(struct ksmemu_agent *agent);
+
+/** ksmemu_agent_set_flags() - what prctl(2) would say, for the next ksmd; this one is told by the caller */
+void ksmemu_agent_set_flags(struct ksmemu_agent *agent, bool merge_any, bool refuses);
+
 /* ---- advise.c: what the application's threads ask of their agent --------------------------------- */
 
 /** ksmemu_agent_add_space() - let the agent know a space; @own is owned by the agent from here on */
 int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, size_t size,
-			   int own);
+			   uint32_t node, int own);
 
 /**
  * ksmemu_agent_remove_space() - unmap all of a space, close its own object, tell ksmd
@@ -387,16 +487,17 @@ int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
 
 /**
- * ksmemu_agent_shareable() - tell ksmd that [start, end) is no longer mergeable, or again, as in 2009
+ * ksmemu_agent_tell() - tell ksmd of [start, end): KSMEMU_UNSHAREABLE, _ADVISED (after that), _REFUSED, _BOUND
  *
- * Nothing is moved: what is merged stays merged. Only for a range that was advised once and stays among
- * the @advised ones of the calls above: ksmd may still order what is merged there home.
+ * Nothing is moved: what is merged stays merged. What was unshareable stays among the @advised ranges of the
+ * calls above: ksmd may still order what is merged there home.
  */
-int ksmemu_agent_shareable(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
-			   bool on);
+int ksmemu_agent_tell(struct ksmemu_agent *agent, uint32_t id, uint32_t kind, uintptr_t start,
+		      uintptr_t end, uint32_t value);
 
-/** ksmemu_agent_refused() - tell ksmd that the process itself keeps [start, end) from being merged */
-int ksmemu_agent_refused(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end);
+/** ksmemu_agent_remember() - what the next ksmd is to be told of a space besides what is mergeable */
+int ksmemu_agent_remember(struct ksmemu_agent *agent, uint32_t id, const struct ksmemu_note *notes,
+			  size_t nr);
 
 /** ksmemu_agent_unmap() - take [start, end) out of the space: its bytes are gone */
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,

@@ -136,19 +136,35 @@ struct agent {
 
 static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "order", "pool", "pool_bytes", "pagemap", "tracks", NULL };
-	int order, pool, pagemap, tracks, error;
+	static char *names[] = { "control", "order",	 "pool",  "pool_bytes",
+				 "pagemap", "directory", "label", "holder",
+				 "tracks",  "rfc2009",	 NULL };
+	struct ksmemu_descriptors fds;
+	struct ksmemu_terms terms = { 0 };
+	unsigned long long holder;
 	Py_ssize_t pool_bytes;
+	int tracks, rfc2009, error;
+	PyObject *directory;
+	const char *label;
 	struct agent *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iinip", names, &order, &pool, &pool_bytes,
-					 &pagemap, &tracks))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniO&sKpp", names, &fds.control,
+					 &fds.order, &fds.pool, &pool_bytes, &fds.pagemap,
+					 PyUnicode_FSConverter, &directory, &label, &holder,
+					 &tracks, &rfc2009))
 		return NULL;
 	self = (struct agent *)type->tp_alloc(type, 0);
-	if (!self)
+	if (!self) {
+		Py_DECREF(directory);
 		return NULL;
-	NOGIL(error = ksmemu_agent_create(order, pool, (size_t)pool_bytes, pagemap, tracks,
-					  &self->agent));
+	}
+	terms.directory = PyBytes_AS_STRING(directory);
+	(void)snprintf(terms.label, sizeof(terms.label), "%s", label);
+	terms.holder = holder;
+	terms.tracks = tracks;
+	terms.rfc2009 = rfc2009;
+	NOGIL(error = ksmemu_agent_create(&fds, (size_t)pool_bytes, &terms, &self->agent));
+	Py_DECREF(directory);
 	if (error) {
 		Py_DECREF(self);
 		return fail(error, "agent");
@@ -185,16 +201,52 @@ static struct ksmemu_agent *opened(struct agent *self)
 	return self->agent;
 }
 
+static PyObject *agent_wait(struct agent *self, PyObject *args)
+{
+	struct ksmemu_agent *agent = opened(self);
+	unsigned int seconds;
+	int error;
+
+	if (!agent || !PyArg_ParseTuple(args, "I", &seconds))
+		return NULL;
+	NOGIL(error = ksmemu_agent_wait(agent, seconds));
+	return PyBool_FromLong(!error);
+}
+
+static PyObject *agent_control(struct agent *self, PyObject *unused)
+{
+	struct ksmemu_agent *agent = opened(self);
+	int fd;
+
+	(void)unused;
+	if (!agent)
+		return NULL;
+	NOGIL(fd = ksmemu_agent_control(agent));
+	return fd < 0 ? fail(fd, "fcntl") : PyLong_FromLong(fd);
+}
+
+static PyObject *agent_set_flags(struct agent *self, PyObject *args)
+{
+	struct ksmemu_agent *agent = opened(self);
+	int merge_any, refuses;
+
+	if (!agent || !PyArg_ParseTuple(args, "pp", &merge_any, &refuses))
+		return NULL;
+	NOGIL(ksmemu_agent_set_flags(agent, merge_any, refuses));
+	Py_RETURN_NONE;
+}
+
 static PyObject *agent_add_space(struct agent *self, PyObject *args)
 {
 	struct ksmemu_agent *agent = opened(self);
 	unsigned long long start, size;
-	unsigned int id;
-	int own;
+	unsigned int id, node;
+	int own, error;
 
-	if (!agent || !PyArg_ParseTuple(args, "IKKi", &id, &start, &size, &own))
+	if (!agent || !PyArg_ParseTuple(args, "IKKIi", &id, &start, &size, &node, &own))
 		return NULL;
-	return done_or_fail(ksmemu_agent_add_space(agent, id, start, size, own), "add_space");
+	NOGIL(error = ksmemu_agent_add_space(agent, id, start, size, node, own));
+	return done_or_fail(error, "add_space");
 }
 
 static PyObject *agent_remove_space(struct agent *self, PyObject *args)
@@ -289,22 +341,32 @@ static PyObject *agent_unadvised(struct agent *self, PyObject *args)
 	return call_on_range(self, args, ksmemu_agent_unadvised, "unadvised");
 }
 
-static PyObject *agent_shareable(struct agent *self, PyObject *args)
+static PyObject *agent_tell(struct agent *self, PyObject *args)
 {
 	struct ksmemu_agent *agent = opened(self);
 	unsigned long long start, end;
-	unsigned int id;
-	int on, error;
+	unsigned int id, kind, value;
+	int error;
 
-	if (!agent || !PyArg_ParseTuple(args, "IKKp", &id, &start, &end, &on))
+	if (!agent || !PyArg_ParseTuple(args, "IIKKI", &id, &kind, &start, &end, &value))
 		return NULL;
-	NOGIL(error = ksmemu_agent_shareable(agent, id, start, end, on));
-	return done_or_fail(error, "shareable");
+	NOGIL(error = ksmemu_agent_tell(agent, id, kind, start, end, value));
+	return done_or_fail(error, "tell");
 }
 
-static PyObject *agent_refused(struct agent *self, PyObject *args)
+static PyObject *agent_remember(struct agent *self, PyObject *args)
 {
-	return call_on_range(self, args, ksmemu_agent_refused, "refused");
+	struct ksmemu_agent *agent = opened(self);
+	Py_buffer notes;
+	unsigned int id;
+	int error;
+
+	if (!agent || !PyArg_ParseTuple(args, "Iy*", &id, &notes))
+		return NULL;
+	NOGIL(error = ksmemu_agent_remember(agent, id, notes.buf,
+					    (size_t)notes.len / sizeof(struct ksmemu_note)));
+	PyBuffer_Release(&notes);
+	return done_or_fail(error, "remember");
 }
 
 static PyObject *agent_unmap(struct agent *self, PyObject *args)
@@ -325,6 +387,9 @@ static PyObject *agent_unmap(struct agent *self, PyObject *args)
 static PyMethodDef agent_methods[] = {
 	{ "close", (PyCFunction)agent_close, METH_NOARGS, NULL },
 	{ "is_alive", (PyCFunction)agent_is_alive, METH_NOARGS, NULL },
+	{ "wait", (PyCFunction)agent_wait, METH_VARARGS, NULL },
+	{ "control", (PyCFunction)agent_control, METH_NOARGS, NULL },
+	{ "set_flags", (PyCFunction)agent_set_flags, METH_VARARGS, NULL },
 	{ "add_space", (PyCFunction)agent_add_space, METH_VARARGS, NULL },
 	{ "remove_space", (PyCFunction)agent_remove_space, METH_VARARGS, NULL },
 	{ "advise", (PyCFunction)agent_advise, METH_VARARGS, NULL },
@@ -332,8 +397,8 @@ static PyMethodDef agent_methods[] = {
 	{ "protect", (PyCFunction)agent_protect, METH_VARARGS, NULL },
 	{ "rehome", (PyCFunction)agent_rehome, METH_VARARGS, NULL },
 	{ "unadvised", (PyCFunction)agent_unadvised, METH_VARARGS, NULL },
-	{ "shareable", (PyCFunction)agent_shareable, METH_VARARGS, NULL },
-	{ "refused", (PyCFunction)agent_refused, METH_VARARGS, NULL },
+	{ "tell", (PyCFunction)agent_tell, METH_VARARGS, NULL },
+	{ "remember", (PyCFunction)agent_remember, METH_VARARGS, NULL },
 	{ "unmap", (PyCFunction)agent_unmap, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },
 };

@@ -32,21 +32,32 @@ bool ksmemu_space_is_advised(const struct ksmemu_space *space, uint64_t start, u
 	       end <= space->advised[low].end;
 }
 
+/* Put a copy of nr things in the place of what is there. */
+static int replace(void **place, size_t *nr_there, const void *things, size_t nr, size_t size)
+{
+	void *copy = NULL;
+
+	if (nr) {
+		copy = malloc(nr * size);
+		if (!copy)
+			return -ENOMEM;
+		memcpy(copy, things, nr * size);
+	}
+	free(*place);
+	*place = copy;
+	*nr_there = nr;
+	return 0;
+}
+
 int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_range *advised,
 			     size_t nr)
 {
-	struct ksmemu_range *copy = NULL;
+	return replace((void **)&space->advised, &space->nr_advised, advised, nr, sizeof(*advised));
+}
 
-	if (nr) {
-		copy = malloc(nr * sizeof(*copy));
-		if (!copy)
-			return -ENOMEM;
-		memcpy(copy, advised, nr * sizeof(*copy));
-	}
-	free(space->advised);
-	space->advised = copy;
-	space->nr_advised = nr;
-	return 0;
+int ksmemu_space_set_notes(struct ksmemu_space *space, const struct ksmemu_note *notes, size_t nr)
+{
+	return replace((void **)&space->notes, &space->nr_notes, notes, nr, sizeof(*notes));
 }
 
 uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t start, uintptr_t end,
@@ -79,18 +90,8 @@ uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t st
 int ksmemu_space_set_protections(struct ksmemu_space *space,
 				 const struct ksmemu_protection *protections, size_t nr)
 {
-	struct ksmemu_protection *copy = NULL;
-
-	if (nr) {
-		copy = malloc(nr * sizeof(*copy));
-		if (!copy)
-			return -ENOMEM;
-		memcpy(copy, protections, nr * sizeof(*copy));
-	}
-	free(space->protections);
-	space->protections = copy;
-	space->nr_protections = nr;
-	return 0;
+	return replace((void **)&space->protections, &space->nr_protections, protections, nr,
+		       sizeof(*protections));
 }
 
 void ksmemu_space_drop(struct ksmemu_space *space)
@@ -98,6 +99,7 @@ void ksmemu_space_drop(struct ksmemu_space *space)
 	close(space->own);
 	free(space->advised);
 	free(space->protections);
+	free(space->notes);
 	free(space);
 }
 

@@ -7,7 +7,8 @@
  * agent -> ksmd: a report, followed by nr_spans spans. Reports leave in the order in which the
  * mappings changed: a report is sent under the same lock under which the change was made.
  *
- * Pages are counted from the start of the space, never given as addresses.
+ * A space has the number that its agent gave it. Pages are counted from the start of the space, never given as
+ * addresses.
  */
 #ifndef KSMEMU_WIRE_H
 #define KSMEMU_WIRE_H
@@ -15,13 +16,16 @@
 #include <assert.h>
 #include <stdint.h>
 
-#define KSMEMU_WIRE_VERSION 3u
+#define KSMEMU_WIRE_VERSION 4u
 
 /* Most pages in one order: bounds a report (one span a page at worst) below a socket buffer. */
 #define KSMEMU_ORDER_MAX_PAGES 4096u
 
 /* The frame of a run of zeros: mapped to the kernel's zero page, not to the pool. */
 #define KSMEMU_FRAME_ZERO UINT64_MAX
+
+/* The same as the value of a span. */
+#define KSMEMU_NO_FRAME UINT32_MAX
 
 enum ksmemu_order_kind {
 	KSMEMU_ORDER_MERGE = 1,	 /* map each run to its frames, if the bytes are equal */
@@ -37,6 +41,10 @@ enum ksmemu_report_kind {
 	KSMEMU_CLOSED = 5,	/* the space is gone */
 	KSMEMU_UNSHAREABLE = 6, /* no longer mergeable, as in 2009: what is merged stays merged */
 	KSMEMU_REFUSED = 7,	/* not mergeable: the process itself has said so */
+	KSMEMU_BOUND = 8,	/* on the NUMA node `value` from now on */
+	KSMEMU_MAPPED =
+		9, /* to a new ksmd: merged already, with the frame `value` and those after it */
+	KSMEMU_RESUMED = 10, /* to a new ksmd: it has heard all of this space */
 };
 
 struct ksmemu_order {
@@ -66,8 +74,8 @@ struct ksmemu_report {
 struct ksmemu_span {
 	uint64_t page;
 	uint64_t nr_pages;
-	int32_t error; /* 0, or an errno: EAGAIN the bytes differ */
-	uint32_t reserved;
+	int32_t error;	/* 0, or an errno: EAGAIN the bytes differ */
+	uint32_t value; /* by kind; else 0 */
 };
 
 static_assert(sizeof(struct ksmemu_order) == 24, "wire layout");

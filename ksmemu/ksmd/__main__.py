@@ -53,6 +53,7 @@ def _serve(
         undo.callback(daemon.close)
         for name, value in tunables.items():
             daemon.set(name, value)
+        daemon.take_over(claim.former)
         stop_on_signals(daemon)
         if lifeline is not None:
             daemon.stop_on(lifeline)

@@ -11,16 +11,16 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
 from ksmemu.domain_key import Key, is_label, stands_for_many
-from ksmemu.ksmd import merge, rehome
+from ksmemu.ksmd import merge, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -29,12 +29,16 @@ from ksmemu.ksmd.worker import Worker
 from ksmemu.units import PAGE_SIZE
 from ksmemu.wire import OrderKind, ReportKind, WireError
 
+if TYPE_CHECKING:
+    from ksmemu.ksmd.domains import Domains
+
 log = logging.getLogger(__name__)
 
 _SO_PEERPIDFD = 77
 """Source: <asm-generic/socket.h>, Linux 6.5."""
 _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
+_MAX_NUMBER = (1 << 32) - 1
 
 
 SHARE_USED = "its user holds as many descriptors of ksmd as he may"
@@ -59,56 +63,86 @@ def peer(control: socket.socket) -> tuple[int, int]:
 
 
 def join(
+    domains: Domains,
     control: socket.socket,
     body: dict[str, object],
     fds: list[int],
-    pool_of: Callable[[Key], tuple[int, int]],
     terms: Mapping[str, bool],
 ) -> Worker:
-    """Make a client a worker, if its first message asks for that.
+    """Make a client a worker, if its first message asks for that. One that resumes hands its pool over.
 
     Args:
         control: its connection; after an error the caller's still.
         body, fds: the message. The descriptors belong to the worker, or are closed.
-        pool_of: returns for a domain the descriptor for workers, and its size in bytes.
         terms: what the worker is told besides, how this ksmd works.
 
     Raises:
-        WireError, OSError: it is none. PermissionError: nobody can say whose it is.
+        WireError, OSError: it is none; ESTALE: it resumes with another pool than the domain has by now;
+            EPERM: nobody can say whose it is.
     """
-    try:
-        if body.get("hello") != wire.VERSION or len(fds) != 2:
-            raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
-        if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
-            raise WireError("an order socket that is none")
-        pid, key = _domain_of(control, body)
-        if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
-            raise WireError("a pagemap of another process")
-        descriptor, nr_bytes = pool_of(key)
-        pidfd = _peer_pidfd(control, pid)
-    except BaseException:
+    with contextlib.ExitStack() as undo:
         for fd in fds:
-            os.close(fd)
-        raise
-    worker = Worker(pid, key, pidfd, control, socket.socket(fileno=fds[0]), fds[1])
-    try:
+            undo.callback(os.close, fd)
+        pid, key = _check_hello(control, body, fds, terms)
+        domain = domains.of(key)
+        if "resumes" in body and any(worker.pid == pid for worker in domain.workers):
+            raise WireError("a worker that resumes, and is one of ours still")
+        pool, given = _pool_for(domains, domain, body, fds[2:])
+        if given:
+            undo.callback(os.close, pool)
+        worker = Worker(
+            pid,
+            key,
+            pidfd=_peer_pidfd(control, pid),
+            control=control,
+            order=socket.socket(fileno=os.dup(fds[0])),
+            pagemap=os.dup(fds[1]),
+            holder=given or _number(body, "holder"),
+            nr_unheard=_number(body, "resumes") if "resumes" in body else 0,
+            merge_any=body.get("merge_any") is True,
+            refuses=body.get("refuses") is True,
+        )
+        failed = undo.enter_context(contextlib.ExitStack())
+        failed.callback(worker.close)
         worker.count_mappings()
-        wire.send_control(control, {"pool_bytes": nr_bytes, **terms}, (descriptor,))
-    except BaseException:
-        worker.close()
-        raise
+        reply: dict[str, object] = {"holder": worker.holder, "pool_bytes": domain.pool.nr_bytes, **terms}
+        wire.send_control(control, reply, (pool,) if given else ())
+        failed.pop_all()
     return worker
 
 
-def _domain_of(control: socket.socket, body: dict[str, object]) -> tuple[int, Key]:
+def _check_hello(
+    control: socket.socket, body: dict[str, object], fds: list[int], terms: Mapping[str, bool]
+) -> tuple[int, Key]:
     """Return the pid of a client and its domain: its user from the kernel, its label from what it says."""
+    if body.get("hello") != wire.VERSION or not 2 <= len(fds) <= 2 + ("resumes" in body):
+        raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
+    if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+        raise WireError("an order socket that is none")
     pid, uid = peer(control)
     if stands_for_many(uid):
         raise PermissionError(errno.EPERM, f"the user of pid {pid} is not known in this user namespace")
     label = body.get("domain", "")
     if not isinstance(label, str) or not is_label(label):
         raise WireError("a domain that is none")
+    if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
+        raise WireError("a pagemap of another process")
+    if "resumes" in body:
+        if _number(body, "resumes") < 0:
+            raise WireError("a worker with less than no space")
+        if any(body.get(name) != value for name, value in terms.items()):
+            raise WireError("a worker of a ksmd that worked otherwise")
     return pid, Key(uid, label)
+
+
+def _pool_for(domains: Domains, domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
+    """Return (descriptor, holder) to give to a worker; holder is 0 where it has that descriptor already."""
+    if not fds:
+        return domain.pool.give()
+    others = (other for other in domains if other is not domain)
+    if not takeover.takes_pool(domain, others, fds[0], _number(body, "holder")):
+        raise OSError(errno.ESTALE, "another pool than that of this ksmd")
+    return fds[0], 0
 
 
 def _peer_pidfd(control: socket.socket, pid: int) -> int:
@@ -123,7 +157,7 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
 def answer(
     domain: Domain, worker: Worker, space_id: int, everywhere: Iterable[MmSlot] | None
 ) -> MmSlot | None:
-    """Read a worker's request on the control socket: a space to register (returned), a node, or its flags.
+    """Read a worker's request on the control socket: a space to register (returned), or its flags.
 
     Args:
         everywhere: the spaces of all domains, which share what room there is; None: no other may come.
@@ -137,23 +171,7 @@ def answer(
         worker.merge_any, worker.refuses = merge_any, refuses
         wire.send_control(worker.control, {})
         return None
-    if "node" in body and not fds:
-        _set_node(domain, worker, body["node"])
-        wire.send_control(worker.control, {})
-        return None
     return _register(domain, worker, space_id, everywhere, (body, fds))
-
-
-def _set_node(domain: Domain, worker: Worker, said: object) -> None:
-    if not isinstance(said, dict):
-        raise WireError("a node that is none")
-    space_id, start, end, node = (_number(said, name) for name in ("space", "start", "end", "node"))
-    slot = domain.slots.get(space_id)
-    if slot is None or domain.owner[space_id] is not worker:
-        raise WireError(f"the node of space {space_id}, which is not this worker's")
-    if not 0 <= start < end <= slot.nr_pages or not 0 <= node < wire.MAX_NODES:
-        raise WireError(f"pages [{start}, {end}) of a space of {slot.nr_pages} on node {node}")
-    domain.bind(slot, start, end, node)
 
 
 def _number(body: dict[str, object], name: str) -> int:
@@ -175,7 +193,7 @@ def _register(
         space = body.get("space")
         if not isinstance(space, dict) or len(fds) != 1:
             raise WireError("no space")
-        start, size = _number(space, "start"), _number(space, "size")
+        number, start, size = (_number(space, name) for name in ("id", "start", "size"))
         node = _number(space, "node") if "node" in space else 0
         nr_pages = size // PAGE_SIZE
         is_aligned = start % PAGE_SIZE == 0 and size % PAGE_SIZE == 0
@@ -187,6 +205,8 @@ def _register(
             or start + size > _LIMIT
         ):
             raise WireError(f"a space at {start:#x} of {size} bytes")
+        if not 0 <= number <= _MAX_NUMBER or worker.slot(number) is not None:
+            raise WireError(f"space {number}, which there is already")
         _check_own(worker, fds[0], size)
         if everywhere is None:
             _refuse_space(worker, errno.EMFILE, SHARE_USED)
@@ -199,8 +219,8 @@ def _register(
         raise
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fds[0])
-        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, node)
-        wire.send_control(worker.control, {"space": space_id})
+        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, number, node)
+        wire.send_control(worker.control, {})
         undo.pop_all()
     worker.slots.append(slot)
     domain.slots[space_id] = slot
@@ -254,16 +274,19 @@ def report(domain: Domain, worker: Worker) -> None:
     if not message:
         raise EOFError
     worker.heard_at = time.monotonic()
-    kind, space_id, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
+    kind, number, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
     if kind is ReportKind.OUTCOME:
         domain.stats.freeze_max_ns = max(domain.stats.freeze_max_ns, frozen_ns)
-        _outcome(domain, worker, (space_id, order_id), epoch, spans)
+        _outcome(domain, worker, (number, order_id), epoch, spans)
         return
-    slot = domain.slots.get(space_id)
-    if slot is None or domain.owner[space_id] is not worker:
-        raise WireError(f"a report of space {space_id}, which is not this worker's")
+    slot = worker.slot(number)
+    if slot is None:
+        raise WireError(f"a report of space {number}, which there is not")
     slot.epoch = epoch
-    _change(domain, slot, kind, spans)
+    if kind is ReportKind.MAPPED or kind is ReportKind.RESUMED:
+        _resume(domain, worker, slot, kind, spans)
+    else:
+        _change(domain, slot, kind, spans)
 
 
 _ENTER = {
@@ -277,10 +300,10 @@ def _outcome(
     domain: Domain, worker: Worker, named: tuple[int, int], epoch: int, spans: npt.NDArray[np.void]
 ) -> None:
     """Enter the outcome of an order, named by its space and id; the space may have been closed since."""
-    space_id, order_id = named
+    number, order_id = named
     order = worker.orders.get(order_id)
-    if order is None or order.slot.id != space_id:
-        raise WireError(f"the outcome of order {order_id}, which is not under way in space {space_id}")
+    if order is None or order.slot.number != number:
+        raise WireError(f"the outcome of order {order_id}, which is not under way in space {number}")
     order.slot.epoch = epoch
     if int(spans["nr_pages"].astype(object).sum()) != len(order.pages):
         raise WireError(f"an outcome of order {order_id} with other pages than the order's")
@@ -293,12 +316,30 @@ def _outcome(
         rehome.order(domain, order.slot, order.pages[late])
 
 
+def _resume(
+    domain: Domain, worker: Worker, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[np.void]
+) -> None:
+    if not worker.nr_unheard:
+        raise WireError("a worker that resumes again")
+    if kind is ReportKind.MAPPED:
+        takeover.mapped(domain, slot, spans)
+        return
+    worker.nr_unheard -= 1
+    if not worker.nr_unheard:
+        takeover.drop_orphans(domain)
+
+
 def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[np.void]) -> None:
     for span in spans:
         start, nr = int(span["page"]), int(span["nr_pages"])
         end = start + nr
         if end > slot.nr_pages:
             raise WireError(f"pages up to {end} of a space of {slot.nr_pages}")
+        if kind is ReportKind.BOUND:
+            if int(span["value"]) >= wire.MAX_NODES:
+                raise WireError(f"pages on node {span['value']}")
+            domain.bind(slot, start, end, int(span["value"]))
+            continue
         slot.refused.put(start, end, True if kind is ReportKind.REFUSED else None)
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
@@ -335,3 +376,4 @@ def reap(domain: Domain, worker: Worker) -> None:
     worker.orders.clear()
     domain.workers.remove(worker)
     worker.close()
+    takeover.drop_orphans(domain)

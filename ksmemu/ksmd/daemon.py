@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ksmemu import wire
 from ksmemu.control.domain_files import DomainFiles
@@ -24,7 +24,7 @@ from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, question, rehome
+from ksmemu.ksmd import connection, mmlist, question, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.domains import Domains
 from ksmemu.ksmd.harvest import ChecksumTracker, Tracker, WriteTracker
@@ -43,6 +43,8 @@ _UNMERGE_TRIES = 3
 """An order that crosses a change of advice comes back as stale, with the epoch that the next one needs."""
 _ASK_SECONDS = 1.0
 """A process that was told to unmerge and has not even asked by then is stopped, or busy in C code."""
+_TAKEOVER_SECONDS = 1.0
+"""A worker resumes as soon as it sees the socket; one that is stopped resumes later."""
 _LONGEST_WAIT_SECONDS = 86400.0
 """epoll counts milliseconds in an int, sleep_millisecs may be longer than that: look again once a day."""
 
@@ -90,6 +92,11 @@ class Daemon:
         if setup.events:
             self._tracing.store(1)
         self._want(self._workers.fileno(), self._workers.hear_all)
+
+    def take_over(self, pids: Iterable[int]) -> None:
+        """Go on with the workers of a ksmd that died, of which these are the pids. Once, before serve()."""
+        self._workers.take_over(pids, _TAKEOVER_SECONDS)
+        self._publish()
 
     # ---- the loop ----------------------------------------------------------------------------------
 
@@ -175,6 +182,8 @@ class Daemon:
             rehome.order_unheld(domain)
         self._workers.settle(STALLED_SECONDS)
         self._tuning.end_scan()
+        for domain in self._domains:
+            takeover.drop_orphans(domain)
         self._domains.end_scan()
 
     # ---- stores ------------------------------------------------------------------------------------

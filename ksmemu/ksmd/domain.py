@@ -75,6 +75,8 @@ class Rules:
     merge_across_nodes: bool = True
     max_frames: int = 0
     """Of all pools together, at most; 0: no limit (max_kernel_pages of 2009)."""
+    forgets_unadvised: bool = False
+    """Merged pages that are not advised any more are LEFT (the rules of 2009)."""
     is_unmerging: bool = False
     """run=2: a merge whose outcome comes late is undone."""
 
@@ -114,7 +116,7 @@ class Domain:
             self._next_order += 1
             live = np.ones(end - at, dtype=np.bool_)
             order = Order(slot, kind, pages[at:end], frames[at:end], live, len(part))
-            message = wire.pack_order(kind, slot.id, self._next_order, slot.epoch, part)
+            message = wire.pack_order(kind, slot.number, self._next_order, slot.epoch, part)
             self.owner[slot.id].send(self._next_order, order, message)
             at = end
 

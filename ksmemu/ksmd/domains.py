@@ -57,7 +57,9 @@ class Domains:
 
     def __init__(self, trace: Path, new_tracker: Callable[[Domain], Tracker], *, rfc2009: bool) -> None:
         # In 2009 there was no limit of sharing, and every page was scanned every time.
-        self.rules = Rules(max_page_sharing=U32_MAX, smart_scan=False) if rfc2009 else Rules()
+        self.rules = Rules()
+        if rfc2009:
+            self.rules = Rules(max_page_sharing=U32_MAX, smart_scan=False, forgets_unadvised=True)
         self.trace = Trace(trace)
         self.full_scans = 0
         self._new_tracker = new_tracker

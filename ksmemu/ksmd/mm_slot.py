@@ -28,6 +28,8 @@ class MmSlot:
     nr_pages: int
     own: int
     pagemap: int
+    number: int = 0
+    """What its worker calls it."""
     node: int = 0
     """The simulated NUMA node of its pages, but for those that `nodes` names."""
     epoch: int = 0

@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import _core, shared_object
+from ksmemu.ksmd import holders
 from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.ladder import Ladders
 from ksmemu.ksmd.place import Places
-from ksmemu.ksmd.ranges import Pages, counted
+from ksmemu.ksmd.ranges import Pages, counted, expand, from_core
 from ksmemu.ksmd.rmap import NO_FRAME
 from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
 
+_MODE = 0o400
+"""Nobody opens it for writing again, not even through /proc/self/fd of a descriptor that was given."""
 _SHARE = 4
 """A file system with room for this part of memory is large enough for the pool; most have twice that."""
 
@@ -44,19 +47,22 @@ class Pool:
         pending: those of orders under way.
         fingerprint: of what the frame holds.
         is_fresh: allocated, and never had two pages yet.
+        was_given: a worker has a descriptor of it: no other pool can take its place.
+        nr_orphans: frames that hold data since a ksmd before this one, and that nobody has named yet.
     """
 
     def __init__(self) -> None:
         self.nr_frames = os.sysconf("SC_PHYS_PAGES")
         self.nr_bytes = self.nr_frames * PAGE_SIZE
         self._fd = shared_object.create(self.nr_bytes, needed=self.nr_bytes // _SHARE)
-        # Nobody opens it for writing again, not even through /proc/self/fd of the read-only one.
-        self._read_only = shared_object.open_read_only(self._fd)
-        os.fchmod(self._fd, 0)
+        os.fchmod(self._fd, _MODE)
+        self.was_given = False
         self.refs = column(self.nr_frames, np.uint32)
         self.pending = column(self.nr_frames, np.uint32)
         self.fingerprint = column(self.nr_frames, np.uint64)
         self.is_fresh = column(self.nr_frames, np.bool_)
+        self._is_orphan = column(self.nr_frames, np.bool_)
+        self.nr_orphans = 0
         self._left: list[tuple[Places, Frames]] = []
         self.max_used = self.nr_frames
         self.nr_used = 0
@@ -67,11 +73,79 @@ class Pool:
     def close(self) -> None:
         """Forget the pool; it lives as long as somebody maps a frame."""
         os.close(self._fd)
-        os.close(self._read_only)
 
-    def read_only(self) -> int:
-        """Return the descriptor to hand to workers."""
-        return self._read_only
+    def give(self) -> tuple[int, int]:
+        """Return (descriptor, holder): the caller's, to hand to a worker, and what ksmd calls it.
+
+        Raises:
+            OSError: EMFILE, ENFILE, ENOLCK.
+        """
+        file = shared_object.open_read_only(self._fd)
+        try:
+            holder = holders.name(file)
+        except BaseException:
+            os.close(file)
+            raise
+        self.was_given = True
+        return file, holder
+
+    def is_same(self, file: int) -> bool:
+        """Return whether a descriptor is of this pool."""
+        return os.path.samestat(os.fstat(file), os.fstat(self._fd))
+
+    def is_named(self, file: int, holder: int) -> bool:
+        """Return whether a descriptor of this pool was given with this name."""
+        return 0 < holder < holders.MAX_HOLDER and holders.is_named(self._fd, file, holder)
+
+    def holders(self) -> set[int]:
+        """Return the names of all descriptors given that are still of use to somebody."""
+        return holders.living(self._fd)
+
+    def adopt(self, file: int, seed: int) -> None:
+        """Become the pool of a ksmd that died: `file` is a worker's descriptor. Nothing was given yet.
+
+        Each frame that holds data is an orphan, known by what it holds, until somebody names it.
+
+        Raises:
+            OSError: EACCES: another user's; ENOMEM. This pool is as it was.
+        """
+        os.fchmod(file, 0o600)
+        try:
+            adopted = os.open(f"/proc/self/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.fchmod(file, _MODE)
+        frames = expand(from_core(_core.data_extents(adopted, 0, self.nr_bytes), PAGE_SIZE))
+        found = np.empty(len(frames), dtype=np.uint64)
+        try:
+            _core.checksum_pages(adopted, frames.astype(np.uint64), seed, found)
+        except BaseException:
+            os.close(adopted)
+            raise
+        os.close(self._fd)
+        self._fd, self.was_given = adopted, True
+        self.fingerprint[frames] = found
+        self._is_orphan[frames] = True
+        self.nr_orphans = len(frames)
+        self._high = int(frames[-1]) + 1 if len(frames) else 0
+
+    def holds_data(self, frames: Frames) -> bool:
+        """Return whether all of these frames were named already, or are orphans."""
+        return bool(((self.refs[frames] > 0) | self._is_orphan[frames]).all())
+
+    def recognise(self, frames: Frames) -> None:
+        """Take a reference for each entry: a page that shows the frame since before this ksmd."""
+        which, _ = counted(frames)
+        self.nr_orphans -= int(np.count_nonzero(self._is_orphan[which]))
+        self._is_orphan[which] = False
+        self.acquire(frames)
+        self.settle(frames)
+
+    def drop_orphans(self) -> None:
+        """Give the frames back to the host that nobody has named."""
+        orphans = np.flatnonzero(self._is_orphan[: self._high])
+        self._is_orphan[orphans] = False
+        self.nr_orphans = 0
+        self.discard(orphans)
 
     def blocks_bytes(self) -> int:
         """Return the host's memory that the pool holds now (st_blocks)."""
@@ -83,7 +157,7 @@ class Pool:
         They are the caller's: each is acquired, or discarded.
         """
         nr = max(min(nr, self.max_used - self.nr_used), 0)
-        free = self._high - self.nr_used - self.ladders.nr_frames
+        free = self._high - self.nr_used - self.ladders.nr_frames - self.nr_orphans
         if free >= max(nr, self._high // 4) or self._high + nr > self.nr_frames:
             found = np.flatnonzero(~self._is_taken())[:nr]
         else:
@@ -97,7 +171,7 @@ class Pool:
     def _is_taken(self) -> npt.NDArray[np.bool_]:
         """Return for each frame that was ever used whether it is in use, or allocated and to be used."""
         taken: npt.NDArray[np.bool_] = (self.refs[: self._high] > 0) | self.is_fresh[: self._high]
-        return taken
+        return taken | self._is_orphan[: self._high]
 
     def fill(self, own: int, pages: Pages, frames: Frames, seed: int) -> Fingerprints:
         """Copy pages of a worker's own object to frames; return what each frame now holds.

@@ -54,6 +54,10 @@ class Worker:
     control: socket.socket
     order: socket.socket
     pagemap: int
+    holder: int
+    """What its descriptor of the pool is called."""
+    nr_unheard: int = 0
+    """Spaces of which it has yet to say what they show, as it was another ksmd's before."""
     slots: list[MmSlot] = field(default_factory=list)
     orders: dict[int, Order] = field(default_factory=dict)
     outgoing: deque[bytes] = field(default_factory=deque)
@@ -70,6 +74,10 @@ class Worker:
     counted_at: float = 0.0
     count_seconds: float = 0.0
     """When they were counted, and how long that took."""
+
+    def slot(self, number: int) -> MmSlot | None:
+        """Return the space that the worker calls so."""
+        return next((slot for slot in self.slots if slot.number == number), None)
 
     def send(self, order_id: int, order: Order, message: bytes) -> None:
         """Send an order, or keep it until the socket has room."""

@@ -16,10 +16,10 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from ksmemu import wire
-from ksmemu.domain_key import Key
 from ksmemu.ksmd import connection
 from ksmemu.ksmd.domains import Domains
 from ksmemu.ksmd.worker import Worker
@@ -62,6 +62,7 @@ class Workers:
         self._terms = terms
         self._died = died
         self._spare = _spare()
+        self._held: list[Callable[[], None]] | None = None  # newcomers that wait for take_over()
         self._next_space = 1
         self._waiting = Counter[int]()  # who is connected and has said nothing yet, by uid
         self._epoll = select.epoll()
@@ -129,6 +130,23 @@ class Workers:
                 return
             before = left
 
+    def take_over(self, pids: Iterable[int], seconds: float) -> None:
+        """Wait until the workers of a ksmd that died have resumed, or are dead: who is stopped resumes later.
+
+        Newcomers wait meanwhile: the first of them would get a pool of this ksmd's own, and then nobody could
+        bring the other one along.
+        """
+        deadline, self._held = time.monotonic() + seconds, []
+        while time.monotonic() < deadline and self._are_missing(pids):
+            self.hear(0.05)
+        held, self._held = self._held, None
+        for join in held:
+            join()
+
+    def _are_missing(self, pids: Iterable[int]) -> bool:
+        resumed = {worker.pid for worker in self._domains.workers() if not worker.nr_unheard}
+        return any(pid not in resumed and Path(f"/proc/{pid}").exists() for pid in pids)
+
     # ---- coming ------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
@@ -168,28 +186,41 @@ class Workers:
         self._waiting[uid] -= 1
         try:
             body, fds = wire.receive_control(control)
-            question = next((name for name in self.questions if name in body), None)
+        except (WireError, EOFError, OSError) as error:
+            self._refuse(control, error)
+            return
+        admit = functools.partial(self._admit, control, body, fds)
+        if self._held is not None and "hello" in body and "resumes" not in body:
+            self._held.append(admit)
+        else:
+            admit()
+
+    def _admit(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
+        question = next((name for name in self.questions if name in body), None)
+        try:
             if question and not fds:
                 self.questions[question](control, body)
             else:
                 self._welcome(control, body, fds)
         except (WireError, EOFError, OSError) as error:
-            if not isinstance(error, EOFError):
-                number = errno.EPERM if isinstance(error, PermissionError) else errno.EPROTO
-                log.warning("a client is refused: %s", error)
-                connection.refuse(control, number, str(error))
-            control.close()
+            self._refuse(control, error)
+
+    @staticmethod
+    def _refuse(control: socket.socket, error: Exception) -> None:
+        if not isinstance(error, EOFError):
+            log.warning("a client is refused: %s", error)
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EPROTO
+            connection.refuse(control, number, str(error))
+        control.close()
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
-        worker = connection.join(control, body, fds, self._pool_of, self._terms)
+        worker = connection.join(self._domains, control, body, fds, self._terms)
+        if worker.refuses:
+            self.refused(worker.pid)
         self._domains[worker.key].workers.append(worker)
         self.listen_to(worker.pidfd, functools.partial(self._lose, worker))
         self.listen_to(control.fileno(), functools.partial(self._answer, worker))
         self.listen_to(worker.order.fileno(), functools.partial(self._report, worker))
-
-    def _pool_of(self, key: Key) -> tuple[int, int]:
-        pool = self._domains.of(key).pool
-        return pool.read_only(), pool.nr_bytes
 
     def _answer(self, worker: Worker) -> None:
         domain = self._domains[worker.key]

@@ -157,8 +157,6 @@ class AddressSpace:
         Raises:
             OSError: EINVAL: misaligned, no such node, or the range wraps. EFAULT: part of the range is not
                 mapped. Nothing was changed.
-            NotRunningError, KsmError: the ksmd that must know of it is gone, or does not answer; nothing
-                was changed.
         """
         with self._lock:
             self._check_open()

@@ -18,7 +18,7 @@ from ksmemu.wire import WireError
 
 _MAX_ERRNO = 4095
 """Source: MAX_ERRNO of <linux/err.h>."""
-_MAX_SPACE = (1 << 32) - 1
+_MAX_HOLDER = (1 << 62) - 1
 
 _ANSWER_SECONDS = 10.0
 """ksmd answers between two slices of a scan; only one that is stopped takes so long."""
@@ -46,6 +46,7 @@ _attachments: dict[_Where, Attachment] = {}
 class Attachment:
     """This process's connection to one ksmd, for one security domain: the control socket, and the agent.
 
+    When ksmd goes, the agent joins the next one in the same directory by itself: `agent.is_alive()`.
     `nr_spaces` counts who uses it; the last one to leave takes thread, sockets and descriptors away.
     `rfc2009`: ksmd is of that year, and unmerges nothing when advice is withdrawn.
     """
@@ -55,40 +56,70 @@ class Attachment:
         self.instance = instance
         self._where = _where(instance, label)
         self.nr_spaces = 0
-        self._control = instance.connect()
-        self._control.settimeout(_ANSWER_SECONDS)
-        try:
-            self.agent = self._join()
-        except BaseException:
-            self._control.close()
-            raise
+        self._last_space = 0
+        with instance.connect() as control:
+            control.settimeout(_ANSWER_SECONDS)
+            self.agent = self._join(control)
+        self.agent.set_flags(flags.merge_any, flags.refuses)
 
-    def _join(self) -> _core.Agent:
+    def _join(self, control: socket.socket) -> _core.Agent:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         with ours, theirs:
             with contextlib.ExitStack() as undo:
                 undo.callback(os.close, pagemap)
                 hello: dict[str, object] = {"hello": wire.VERSION, "domain": self._where.label}
-                reply, (pool,) = self._ask(hello, (theirs.fileno(), pagemap), nr_fds=1)
+                fds = (theirs.fileno(), pagemap)
+                reply, (pool,) = self._ask_at(control, hello, fds, nr_fds=1)
                 undo.callback(os.close, pool)
                 self.rfc2009 = bool(reply.get("rfc2009"))
+                holder = self._number(reply, "holder", _MAX_HOLDER)
                 pool_bytes = self._number(reply, "pool_bytes", os.fstat(pool).st_size)
                 undo.pop_all()
             # From here on the descriptors belong to the agent, whatever happens.
-            return _core.Agent(ours.detach(), pool, pool_bytes, pagemap, bool(reply.get("tracks")))
+            return _core.Agent(
+                control=control.detach(),
+                order=ours.detach(),
+                pool=pool,
+                pool_bytes=pool_bytes,
+                pagemap=pagemap,
+                directory=self.instance.directory,
+                label=self._where.label,
+                holder=holder,
+                tracks=bool(reply.get("tracks")),
+                rfc2009=self.rfc2009,
+            )
 
-    def _ask(
-        self, body: dict[str, object], fds: tuple[int, ...], nr_fds: int = 0
+    def check_alive(self) -> None:
+        """Return when ksmd listens: one that has just taken over is waited for.
+
+        Raises:
+            NotRunningError: there is none. KsmError: it does not take this process over.
+        """
+        if self.agent.is_alive():
+            return
+        if not self.instance.is_served():
+            raise NotRunningError(self.instance.directory)
+        if not self.agent.wait(int(_ANSWER_SECONDS)):
+            raise KsmError(errno.ETIMEDOUT, f"the ksmd of {self.instance.directory} has not taken over")
+
+    def _ask(self, body: dict[str, object], fds: tuple[int, ...]) -> None:
+        self.check_alive()
+        with socket.socket(fileno=self.agent.control()) as control:
+            control.settimeout(_ANSWER_SECONDS)
+            self._ask_at(control, body, fds)
+
+    def _ask_at(
+        self, control: socket.socket, body: dict[str, object], fds: tuple[int, ...], nr_fds: int = 0
     ) -> tuple[dict[str, object], list[int]]:
         """Return the answer of ksmd and the nr_fds descriptors that come with it."""
         try:
-            wire.send_control(self._control, body, fds)
-            reply, received = wire.receive_control(self._control)
+            wire.send_control(control, body, fds)
+            reply, received = wire.receive_control(control)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise NotRunningError(self.instance.directory) from None
         except TimeoutError:
-            self._control.shutdown(socket.SHUT_RDWR)  # what it answers now would be taken for the next answer
+            control.shutdown(socket.SHUT_RDWR)  # what it answers now would be taken for the next answer
             text = f"the ksmd of {self.instance.directory} does not answer: is it stopped?"
             raise KsmError(errno.ETIMEDOUT, text) from None
         except WireError as error:
@@ -111,29 +142,26 @@ class Attachment:
         return KsmError(errno.EPROTO, f"what serves {self.instance.directory} is no ksmd: {what}")
 
     def add_space(self, start: int, size: int, own: int, node: int) -> int:
-        """Register an address space; returns its id. `own` belongs to the agent from here on.
+        """Register an address space; returns its number. `own` belongs to the agent from here on.
 
         Raises:
             NotRunningError: ksmd is gone. KsmError: it refuses. `own` is still the caller's then.
         """
+        space = self._last_space + 1
         read_only = shared_object.open_read_only(own)
         try:
-            reply, _ = self._ask({"space": {"start": start, "size": size, "node": node}}, (read_only,))
+            self._ask({"space": {"id": space, "start": start, "size": size, "node": node}}, (read_only,))
         finally:
             os.close(read_only)
-        space = self._number(reply, "space", _MAX_SPACE)
-        self.agent.add_space(space, start, size, own)
+        self.agent.add_space(space, start, size, node, own)
+        self._last_space = space
         self.nr_spaces += 1
         return space
 
     def tell_flags(self) -> None:
         """Let ksmd know what this process has set with prctl: for its figures, and merge_pid."""
+        self.agent.set_flags(flags.merge_any, flags.refuses)
         self._ask({"merge_any": flags.merge_any, "refuses": flags.refuses}, ())
-
-    def tell_node(self, space: int, first: int, last: int, node: int) -> None:
-        """Let ksmd know the node of the pages [first, last) of a space."""
-        with _lock:
-            self._ask({"node": {"space": space, "start": first, "end": last, "node": node}}, ())
 
     def leave(self) -> None:
         """A space of this attachment is gone."""
@@ -146,7 +174,6 @@ class Attachment:
         if _attachments.get(self._where) is self:
             del _attachments[self._where]
         self.agent.close()
-        self._control.close()
 
 
 def _where(instance: Instance, label: str) -> _Where:
@@ -156,7 +183,7 @@ def _where(instance: Instance, label: str) -> _Where:
 def attach(place: Place, start: int, size: int, own: int, node: int) -> tuple[Attachment, int]:
     """Register a space with a ksmd, in a domain; join that first if this process has not.
 
-    A ksmd that went away and came back is joined anew; spaces of the old one stay with the old one.
+    A ksmd that went away and came back has been joined anew, or is waited for.
 
     Raises:
         NotRunningError, ForeignInstanceError, KernelLacksError, KsmError: nothing is left behind.
@@ -165,9 +192,8 @@ def attach(place: Place, start: int, size: int, own: int, node: int) -> tuple[At
     where = _where(instance, place.label)
     with _lock:
         attachment = _attachments.get(where)
-        if attachment is None or not attachment.agent.is_alive():
-            attachment = Attachment(instance, place.label)
-            _attachments[where] = attachment
+        if attachment is None:
+            attachment = _attachments[where] = Attachment(instance, place.label)
         try:
             return attachment, attachment.add_space(start, size, own, node)
         except BaseException:
@@ -190,5 +216,4 @@ def forget_in_child() -> None:
     _lock = threading.Lock()
     for attachment in _attachments.values():
         attachment.agent.close()
-        attachment._control.close()  # noqa: SLF001 - same module
     _attachments.clear()

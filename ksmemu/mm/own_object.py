@@ -10,14 +10,17 @@ import errno
 import os
 from dataclasses import replace
 
-from ksmemu import _core, room, shared_object
-from ksmemu.errors import KsmError, NotRunningError
+import numpy as np
+
+from ksmemu import _core, room, shared_object, wire
+from ksmemu.errors import KsmError
 from ksmemu.instance import Instance
 from ksmemu.intervals import IntervalMap
 from ksmemu.mm import flags, maps
 from ksmemu.mm.attach import Attachment, Place, attach
 from ksmemu.mm.vma import Flags, Vma, VmaMap
-from ksmemu.units import PAGE_SIZE, Range
+from ksmemu.units import Range
+from ksmemu.wire import ReportKind
 
 
 class OwnObject:
@@ -30,7 +33,7 @@ class OwnObject:
     """
 
     def __init__(self, place: Place, start: int, size: int, node: int, vmas: VmaMap) -> None:
-        self._start, self._vmas = start, vmas
+        self._vmas = vmas
         self._nodes = IntervalMap[int]()  # as ksmd knows them
         self._nodes.put(start, start + size, node)
         self._protections = b""  # as the agent knows them
@@ -72,13 +75,28 @@ class OwnObject:
     def tell_node(self, start: int, end: int, node: int) -> None:
         """Let ksmd know the node of [start, end), unless it does; what it learns holds until told otherwise.
 
-        Raises:
-            NotRunningError: ksmd is gone; nothing was changed.
+        Without a ksmd, the next one is told.
         """
         if any(part.value != node for part in self._nodes.overlapping(start, end)):
-            first, last = ((at - self._start) // PAGE_SIZE for at in (start, end))
-            self._attachment.tell_node(self.id, first, last, node)
             self._nodes.put(start, end, node)
+            self._tell(ReportKind.BOUND, start, end, node)
+
+    def _tell(self, kind: ReportKind, start: int, end: int, value: int = 0) -> None:
+        """Tell ksmd what changes no mapping, and keep it for the next one."""
+        self._remember()
+        self._agent.tell(self.id, kind, start, end, value)
+
+    def _remember(self) -> None:
+        """Let the agent know what the next ksmd is to be told besides what is mergeable, and merged."""
+        kinds = {ReportKind.REFUSED: "refused", ReportKind.UNSHAREABLE: "unshareable"}
+        notes = [
+            (vma.start, vma.end, kind, 0)
+            for vma in self._vmas
+            for kind, name in kinds.items()
+            if not vma.value.mergeable and getattr(vma.value, name)
+        ]
+        notes += [(part.start, part.end, ReportKind.BOUND, part.value) for part in self._nodes]
+        self._agent.remember(self.id, np.array(notes, dtype=wire.NOTE).tobytes())
 
     def protect(self, vma: Vma) -> None:
         """Call mprotect(2) with what a VMA of the map now allows, and keep it through merge and rehome.
@@ -97,8 +115,7 @@ class OwnObject:
             OSError: EAGAIN: no memory to move it; what could not be moved is as it was.
             NotRunningError: ksmd is gone; nothing was changed.
         """
-        if not self._agent.is_alive():
-            raise NotRunningError(self.instance.directory)
+        self._attachment.check_alive()
         self.tell_node(vma.start, vma.end, vma.value.node)
         if self._protections != self._vmas.protections():
             self.protect(vma)
@@ -111,8 +128,9 @@ class OwnObject:
         )
         self._vmas.put(vma.start, vma.end, wanted)
         if vma.value.unshareable:
-            self._agent.shareable(self.id, vma.start, vma.end, True)
+            self._tell(ReportKind.ADVISED, vma.start, vma.end)
             return
+        self._remember()
         advised = self._vmas.mergeable()
         done, error = self._agent.advise(self.id, vma.start, vma.end, not vma.value.own, advised)
         if error:
@@ -135,7 +153,7 @@ class OwnObject:
                 vma.value, mergeable=False, from_outside=False, refused=refused, unshareable=True
             )
             self._vmas.put(vma.start, vma.end, withdrawn)
-            self._agent.shareable(self.id, vma.start, vma.end, False)
+            self._tell(ReportKind.UNSHAREABLE, vma.start, vma.end)
             if refused:
                 self.refused(vma.start, vma.end)
             return
@@ -161,7 +179,7 @@ class OwnObject:
 
     def refused(self, start: int, end: int) -> None:
         """Let ksmd know that the process itself has said MADV_UNMERGEABLE to what is not mergeable."""
-        self._agent.refused(self.id, start, end)
+        self._tell(ReportKind.REFUSED, start, end)
 
     def _advise_again(self, vma: Vma, merged: list[Range], advised: bytes) -> None:
         """Undo the withdrawal; what was rehomed by then is new to ksmd."""

@@ -348,7 +348,7 @@ def test_every_change_is_reported_with_its_pages_and_epoch():
         kind, _, _, epoch, _, spans = space.report()
         assert (kind, epoch, spans.tolist()) == (ReportKind.UNADVISED, 2, [(10, 10, 0, 0)])
 
-        space.agent.refused(SPACE, space.address(10), space.address(13))
+        space.agent.tell(SPACE, ReportKind.REFUSED, space.address(10), space.address(13), 0)
         kind, _, _, epoch, _, spans = space.report()
         assert (kind, epoch, spans.tolist()) == (ReportKind.REFUSED, 2, [(10, 3, 0, 0)])
 
@@ -381,7 +381,8 @@ def test_a_space_that_is_removed_is_unknown_everywhere():
             lambda: space.agent.rehome(SPACE, space.address(0), space.address(1)),
             lambda: space.agent.withdraw(SPACE, b""),
             lambda: space.agent.unadvised(SPACE, space.address(0), space.address(1)),
-            lambda: space.agent.refused(SPACE, space.address(0), space.address(1)),
+            lambda: space.agent.tell(SPACE, ReportKind.REFUSED, space.address(0), space.address(1), 0),
+            lambda: space.agent.remember(SPACE, b""),
             lambda: space.agent.unmap(SPACE, space.address(0), space.address(1), b""),
         ):
             with pytest.raises(FileNotFoundError):

@@ -180,7 +180,7 @@ def test_an_image_worker_takes_a_label(ksmd, tmp_path):
     command = [sys.executable, "-m", "workers.image", "--dir", ksmd.directory, "--domain", "guests", image]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         assert worker.stdout.readline().startswith(b"ready")
-        assert domains.names(ksmd) == {f"{UID}-guests"}
+        wait_until(lambda: domains.names(ksmd) == {f"{UID}-guests"}, what="its domain")
         worker.communicate(b"quit\n")
     assert CliRunner().invoke(commands, ["exec", "--domain", "a b", "true"]).exit_code == 2
 

@@ -222,13 +222,6 @@ def test_a_refused_mbind_changes_nothing(apart, memory):
     assert settled(apart) == (1, 2, 0, 0)
 
 
-def test_without_ksmd_a_node_is_refused_where_ksmd_knew_the_space(stepped, memory):
-    one, unknown = memory(stepped, 2), memory(stepped, 2, advise=False)
-    stepped.close()
-    assert number_of(bind, one, 0, 1, 1) == errno.ENOTCONN
-    assert number_of(bind, unknown, 0, 1, 1) == 0
-
-
 @pytest.mark.parametrize("node", [-1, wire.MAX_NODES])
 def test_a_space_is_on_no_node_that_is_not_there(node):
     with pytest.raises(ValueError, match="node"):

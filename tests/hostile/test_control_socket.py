@@ -16,7 +16,7 @@ from tests.support.fakes import PAGE, FakeWorker, connect, is_refused, one_page_
 from tests.support.waiting import wait_until
 
 NR_CLIENTS = 17
-ONE_PAGE = {"space": {"start": 0, "size": PAGE}}
+ONE_PAGE = {"space": {"id": 1, "start": 0, "size": PAGE}}
 
 
 def nr_held(pid):
@@ -139,18 +139,21 @@ SPACES = [
     {},
     {"space": None},
     {"space": []},
-    {"space": {"start": 0}},
-    {"space": {"start": "0", "size": PAGE}},
-    {"space": {"start": 0, "size": 1.5}},
-    {"space": {"start": 0, "size": 0}},
-    {"space": {"start": 0, "size": -PAGE}},
-    {"space": {"start": -PAGE, "size": PAGE}},
-    {"space": {"start": 1, "size": PAGE}},
-    {"space": {"start": 0, "size": PAGE + 1}},
-    {"space": {"start": 0, "size": 2 * PAGE}},
-    {"space": {"start": 1 << 47, "size": PAGE}},
-    {"space": {"start": 0, "size": 1 << 62}},
-    {"space": {"start": 10**400, "size": 10**400}},
+    {"space": {"id": 1, "start": 0}},
+    {"space": {"start": 0, "size": PAGE}},
+    {"space": {"id": -1, "start": 0, "size": PAGE}},
+    {"space": {"id": 1 << 32, "start": 0, "size": PAGE}},
+    {"space": {"id": 1, "start": "0", "size": PAGE}},
+    {"space": {"id": 1, "start": 0, "size": 1.5}},
+    {"space": {"id": 1, "start": 0, "size": 0}},
+    {"space": {"id": 1, "start": 0, "size": -PAGE}},
+    {"space": {"id": 1, "start": -PAGE, "size": PAGE}},
+    {"space": {"id": 1, "start": 1, "size": PAGE}},
+    {"space": {"id": 1, "start": 0, "size": PAGE + 1}},
+    {"space": {"id": 1, "start": 0, "size": 2 * PAGE}},
+    {"space": {"id": 1, "start": 1 << 47, "size": PAGE}},
+    {"space": {"id": 1, "start": 0, "size": 1 << 62}},
+    {"space": {"id": 1, "start": 10**400, "size": 10**400}},
 ]
 
 
@@ -161,49 +164,6 @@ def _register_wrong_spaces(state, directory, bodies):
             wire.send_control(fake.control, body, (own,))
             assert is_refused(fake.control), body
             os.close(own)
-
-
-def test_nodes_of_ranges_that_are_none_end_the_connection(ksmd, start_worker):
-    liar = start_worker()
-    liar.call(_tell_wrong_nodes, ksmd.directory)
-    liar.kill()
-
-
-WRONG_NODES = [
-    None,
-    17,
-    [0, 0, 1, 1],
-    {},
-    {"space": 1, "start": 0, "end": 1},
-]
-WRONG_NUMBERS = [
-    {"space": 1},  # the honest worker's
-    {"space": "1"},
-    {"space": 10**400},
-    {"space": [1]},
-    {"node": -1},
-    {"node": wire.MAX_NODES},
-    {"node": None},
-    {"node": 1.5},
-    {"start": -1},
-    {"start": 1},
-    {"end": 0},
-    {"end": 2},
-    {"end": 10**400},
-    {"start": 10**400, "end": 10**400},
-]
-
-
-def _tell_wrong_nodes(state, directory):
-    own = one_page_object()
-    for wrong in (*WRONG_NODES, *WRONG_NUMBERS):
-        with FakeWorker(directory) as fake:
-            right = {"space": fake.register(own, 1), "start": 0, "end": 1, "node": 1}
-            wire.send_control(fake.control, {"node": right})
-            assert wire.receive_control(fake.control) == ({}, [])
-            wire.send_control(fake.control, {"node": {**right, **wrong} if wrong in WRONG_NUMBERS else wrong})
-            assert is_refused(fake.control), wrong
-    os.close(own)
 
 
 def _register_wrong_objects(state, directory):

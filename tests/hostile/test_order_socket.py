@@ -56,17 +56,30 @@ def test_a_report_that_is_none_cuts_the_worker_off(fake, message):
     assert fake.is_cut_off()
 
 
-@pytest.mark.parametrize("kind", [0, 8, 1 << 31])
+@pytest.mark.parametrize("kind", [0, max(ReportKind) + 1, 1 << 31])
 def test_an_unknown_kind_of_report_cuts_the_worker_off(fake, kind):
     fake.report(kind, fake.space, (0, 1, 0))
     assert fake.is_cut_off()
 
 
 @pytest.mark.parametrize("kind", [*ReportKind])
-def test_the_space_of_another_worker_is_out_of_reach(fake, honest, kind):
-    fake.report(kind, 1, (0, honest.nr_pages, 0))
+def test_the_space_of_another_worker_has_no_name(fake, honest, kind):
+    """Numbers are the worker's own: the honest one's are 1 and 2."""
+    fake.report(kind, 2, (0, honest.nr_pages, 0))
     assert fake.is_cut_off()
     assert honest.is_merged()
+
+
+@pytest.mark.parametrize("kind", [ReportKind.MAPPED, ReportKind.RESUMED])
+def test_who_has_not_resumed_cannot_say_what_is_mapped(fake, kind):
+    fake.report(kind, fake.space, (0, 1, 0))
+    assert fake.is_cut_off()
+
+
+@pytest.mark.parametrize("node", [wire.MAX_NODES, (1 << 32) - 1])
+def test_a_node_that_is_none_cuts_the_worker_off(fake, node):
+    fake.report(ReportKind.BOUND, fake.space, (0, 1, 0, node))
+    assert fake.is_cut_off()
 
 
 def test_pages_beyond_the_space_cut_the_worker_off(fake):
@@ -102,7 +115,7 @@ def test_an_outcome_of_other_pages_than_ordered_cuts_the_worker_off(fake, nr):
 
 def test_an_outcome_in_the_name_of_another_space_cuts_the_worker_off(fake):
     order_id = _await_merge(fake)
-    fake.report(ReportKind.OUTCOME, 1, (0, 2 * NR_PAGES, 0), order_id=order_id)
+    fake.report(ReportKind.OUTCOME, 2, (0, 2 * NR_PAGES, 0), order_id=order_id)
     assert fake.is_cut_off()
 
 

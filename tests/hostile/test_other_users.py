@@ -22,7 +22,7 @@ from ksmemu.control.explain import explain
 from ksmemu.control.figures import figures
 from ksmemu.control.ksmd import RunningKsmd
 from ksmemu.instance import Instance
-from tests.support import attacks, crew, domains, fakes
+from tests.support import attacks, books, crew, domains, fakes
 from tests.support.books import Member
 from tests.support.fakes import PAGE, FakeWorker
 from tests.support.processes import Worker
@@ -213,13 +213,9 @@ def test_no_object_of_another_user_or_of_ksmd_can_be_opened(ksmd, members, mallo
 
 
 def is_cut_off_for(state, kind):
-    """In a worker: advise, or put on a node, or report of, a space that is somebody else's."""
+    """In a worker: report of a space that is somebody else's."""
     with FakeWorker(state.directory) as fake:
-        if kind == "node":
-            node = {"space": state.space_id, "start": 0, "end": 1, "node": 1}
-            wire.send_control(fake.control, {"node": node})
-        else:
-            fake.report(wire.ReportKind[kind], state.space_id, (0, 1, 0))
+        fake.report(wire.ReportKind[kind], state.space_id, (0, 1, 0))
         return fake.is_cut_off()
 
 
@@ -229,9 +225,9 @@ def aim_at(state, directory, space_id):
 
 def test_memory_of_another_user_cannot_be_advised_or_taken_away(ksmd, garbler):
     kinds = [kind for kind in wire.ReportKind.__members__ if kind != "OUTCOME"]
-    for space_id in range(1, 5):  # those of the members
+    for space_id in range(1, 5):  # those of the members, as ksmd counts them
         garbler.call(aim_at, str(ksmd.directory), space_id)
-        assert all(garbler.call(is_cut_off_for, kind) for kind in (*kinds, "node"))
+        assert all(garbler.call(is_cut_off_for, kind) for kind in kinds)
 
 
 # ---- what he can say -------------------------------------------------------------------------------
@@ -287,7 +283,7 @@ def hands_over(state, directory, what):
     """Register an object as his own; return what ksmd says."""
     with FakeWorker(directory) as fake:
         fd = what()
-        body = {"space": {"start": 0x10000000, "size": PAGE}}
+        body = {"space": {"id": 1, "start": 0x10000000, "size": PAGE}}
         wire.send_control(fake.control, body, (fd,))
         os.close(fd)
         try:
@@ -333,7 +329,7 @@ def test_ksmd_reads_nothing_that_is_not_his_own_memory(ksmd, garbler, object_of_
 
 
 def test_what_is_his_own_memory_is_taken(ksmd, garbler):
-    assert "space" in garbler.call(hands_over, str(ksmd.directory), his_own)
+    assert garbler.call(hands_over, str(ksmd.directory), his_own) == {}
 
 
 def hands_over_a_pool(state, directory):
@@ -395,7 +391,9 @@ def registers_without_end(state, directory, most):
     fd = his_own()
     state.fake = FakeWorker(directory)
     for number in range(most):
-        wire.send_control(state.fake.control, {"space": {"start": 0x10000000, "size": PAGE}}, (fd,))
+        wire.send_control(
+            state.fake.control, {"space": {"id": number, "start": 0x10000000, "size": PAGE}}, (fd,)
+        )
         reply, _ = wire.receive_control(state.fake.control)
         if "errno" in reply:
             return number, reply["errno"]
@@ -442,6 +440,28 @@ def test_a_service_user_without_any_privilege_can_serve_others():
         service.finish()
 
 
+def test_the_next_ksmd_of_root_goes_on_with_every_user():
+    with contextlib.ExitStack() as undo:
+        folder = undo.enter_context(common_folder())
+        ksmd = ksmemu.Ksmd(folder / "ksmd", all_users=True, **FAST)
+        users = (ALICE, ALICE, BOB, BOB)
+        workers = [undo.enter_context(UserWorker(uid, ksmd.directory)) for uid in users]
+        members = [Member.join(worker, NR_PAGES) for worker in workers]
+        for member in members:
+            member.call(crew.put, 0, FILLED)
+        wait_until(lambda: ksmd.read("pages_sharing") == 2 * NR_PAGES, what="merging")
+        before = books.recount(members).frames
+        os.kill(ksmd.pid, signal.SIGKILL)
+        ksmd.close()
+        ksmd = undo.enter_context(ksmemu.Ksmd(folder / "ksmd", all_users=True, **FAST))
+        ksmd.wait_full_scans(3)
+        domains.check(ksmd, {str(ALICE): members[:2], str(BOB): members[2:]})
+        assert books.recount(members).frames == before
+        assert all(member.call(crew.differing, 0, FILLED) == [] for member in members)
+        members[0].call(crew.advise, 0, 7, ksmemu.MADV_UNMERGEABLE)
+        members[0].call(crew.advise, 0, 7, ksmemu.MADV_MERGEABLE)
+
+
 # ---- the negative control --------------------------------------------------------------------------
 
 
@@ -461,7 +481,7 @@ def test_it_would_be_noticed_if_ksmd_told_and_took_everything(monkeypatch, objec
         assert bob.call(explained, alice.worker.pid)["workers"][0]["totals"] == {"other domain": NR_PAGES}
         assert str(ksmd.directory / "stats/merges") in bob.call(files_below, str(ksmd.directory))
         for what in (a_file_that_all_can_read, an_object_of_anothers):
-            assert "space" in bob.call(hands_over, str(ksmd.directory), what)
+            assert bob.call(hands_over, str(ksmd.directory), what) == {}
 
 
 # ---- users that nobody knows -----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Both ends of the protocol played by a test: a worker with nothing behind it, and a ksmd that lies."""
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -46,6 +47,7 @@ class FakeWorker:
 
     def __init__(self, directory, seconds=_SECONDS):
         self.control = connect(directory, seconds)
+        self.numbers = itertools.count(1)
         self.order, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order.settimeout(seconds)
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
@@ -63,16 +65,18 @@ class FakeWorker:
         return fd
 
     def register(self, fd, nr_pages, start=0x10000000):
-        """Register a space; return its id."""
-        body = {"space": {"start": start, "size": nr_pages * PAGE}}
+        """Register a space; return its number."""
+        number = next(self.numbers)
+        body = {"space": {"id": number, "start": start, "size": nr_pages * PAGE}}
         wire.send_control(self.control, body, (fd,))
         reply, _ = wire.receive_control(self.control)
-        return reply["space"]
+        assert not reply
+        return number
 
     def report(self, kind, space, *spans, order_id=0, nr_spans=None):
-        """Send a report; spans are (page, nr_pages, error)."""
+        """Send a report; spans are (page, nr_pages, error), and a value where there is one."""
         head = wire.REPORT.pack(kind, space, order_id, 0, len(spans) if nr_spans is None else nr_spans, 0)
-        tail = b"".join(struct.pack("=QQiI", *span, 0) for span in spans)
+        tail = b"".join(struct.pack("=QQiI", *(*span, 0)[:4]) for span in spans)
         self.order.send(head + tail)
 
     def receive_order(self):

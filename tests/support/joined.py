@@ -33,14 +33,26 @@ class Joined:
         self.start = _core.reserve(nr_pages * PAGE)
         self.order, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         read_only = os.open(f"/proc/self/fd/{self.pool}", os.O_RDONLY)
-        pagemap = os.dup(self.pagemap)
-        self.agent = _core.Agent(theirs.detach(), read_only, nr_frames * PAGE, pagemap, tracks)
-        self.agent.add_space(SPACE, self.start, nr_pages * PAGE, os.dup(self.own))
+        self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.agent = _core.Agent(
+            control=control.detach(),
+            order=theirs.detach(),
+            pool=read_only,
+            pool_bytes=nr_frames * PAGE,
+            pagemap=os.dup(self.pagemap),
+            directory="/nowhere",
+            label="",
+            holder=1,
+            tracks=tracks,
+            rfc2009=False,
+        )
+        self.agent.add_space(SPACE, self.start, nr_pages * PAGE, 0, os.dup(self.own))
         self.epoch = 0
 
     def close(self):
         self.agent.close()
         self.order.close()
+        self.control.close()
         for fd in (self.own, self.pool, self.pagemap):
             os.close(fd)
         _core.unreserve(self.start, self.nr_pages * PAGE)

@@ -33,7 +33,14 @@ def hand_out_writable_pool():
     """Workers get the descriptor with which ksmd itself writes."""
     from ksmemu.ksmd.pool import Pool
 
-    Pool.read_only = lambda pool: pool._fd
+    Pool.give = lambda pool: (os.dup(pool._fd), 1)
+
+
+def free_what_nobody_has_named():
+    """A ksmd that takes over asks nobody who else may map frames."""
+    from ksmemu.ksmd import holders
+
+    holders.living = lambda _: set()
 
 
 def forget_to_count_releases():
@@ -104,7 +111,7 @@ def put_all_in_one_domain():
     from ksmemu.domain_key import Key
     from ksmemu.ksmd import connection
 
-    connection._domain_of = lambda control, body: (connection.peer(control)[0], Key(0))
+    connection.Key = lambda *_: Key(0)
     connection._check_own = lambda *_: None
 
 
@@ -125,6 +132,7 @@ STEPS = {
     "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
     "read-only": hand_out_writable_pool,
+    "holders": free_what_nobody_has_named,
     "count": forget_to_count_releases,
     "reap": keep_frames_of_the_dead,
     "lean": keep_a_kernel_item_for_each_page,

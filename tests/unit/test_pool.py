@@ -1,6 +1,8 @@
 """The pool against a dict from frame to references; its memory as the kernel counts it."""
 
 import contextlib
+import ctypes
+import mmap
 import os
 from collections import Counter
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from ksmemu import _core
 from ksmemu.ksmd.pool import Pool
 from ksmemu.ksmd.rmap import NO_FRAME
 from tests.support.examples import few
@@ -34,6 +37,20 @@ def source(pages):
         yield fd
     finally:
         os.close(fd)
+
+
+_libc = ctypes.CDLL(None)
+_libc.mmap.restype = ctypes.c_void_p
+
+
+def _map(file):
+    """Map a page, and keep no descriptor, as the mmap module would."""
+    args = (mmap.PROT_READ, mmap.MAP_SHARED, file, ctypes.c_long(0))
+    return _libc.mmap(None, ctypes.c_size_t(PAGE), *args)
+
+
+def _unmap(address):
+    _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(PAGE))
 
 
 def frames_of(refs):
@@ -81,7 +98,9 @@ def test_frames_hold_what_was_filled_and_are_given_back():
         pool.acquire(np.repeat(frames, 2))
         assert len(set(prints.tolist())) == 23
         assert pool.blocks_bytes() == 23 * PAGE
-        shown = [os.pread(pool.read_only(), PAGE, int(frame) * PAGE) for frame in frames]
+        given, _ = pool.give()
+        shown = [os.pread(given, PAGE, int(frame) * PAGE) for frame in frames]
+        os.close(given)
         assert shown == contents
         pool.release(frames, frames)
         assert pool.blocks_bytes() == 23 * PAGE
@@ -108,6 +127,69 @@ def test_the_zero_page_is_no_frame_to_release():
 
 def test_what_workers_get_cannot_write_and_cannot_be_opened_again_to_write():
     with pool_of(7) as pool:
+        given, _ = pool.give()
         with pytest.raises(OSError, match="descriptor"):
-            os.pwrite(pool.read_only(), b"x", 0)
-        assert os.fstat(pool.read_only()).st_mode & 0o777 == 0
+            os.pwrite(given, b"x", 0)
+        assert os.fstat(given).st_mode & 0o777 == 0o400
+        os.close(given)
+
+
+# ---- of a ksmd that died -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def adopted(contents):
+    """A pool with the frames of another one that is gone: contents at 0, 2, 4 and so on."""
+    with pool_of(101) as former, source(contents) as own:
+        given, holder = former.give()
+        frames = np.arange(len(contents)) * 2
+        former.fill(own, np.arange(len(contents)), frames, seed=1)
+    with pool_of(101) as pool:
+        pool.adopt(given, seed=7)
+        assert pool.is_same(given)
+        assert pool.is_named(given, holder)
+        assert not pool.is_named(given, holder + 1)
+        yield pool
+    assert os.fstat(given).st_mode & 0o777 == 0o400
+    os.close(given)
+
+
+def test_frames_of_a_pool_that_is_adopted_are_known_by_what_they_hold():
+    contents = [os.urandom(PAGE) for _ in range(11)]
+    with adopted(contents) as pool, source(contents) as own:
+        frames = np.arange(11) * 2
+        prints = np.empty(11, dtype=np.uint64)
+        _core.checksum_pages(own, np.arange(11, dtype=np.uint64), 7, prints)
+        assert pool.fingerprint[frames].tolist() == prints.tolist()
+        assert pool.holds_data(frames)
+        assert not pool.holds_data(frames + 1)
+
+
+def test_an_orphan_is_in_nobodys_way_and_goes_in_the_end():
+    with adopted([os.urandom(PAGE) for _ in range(11)]) as pool:
+        pool.recognise(np.array([4, 4, 6]))
+        assert (pool.nr_used, pool.nr_refs, pool.nr_orphans) == (2, 3, 9)
+        assert not set(pool.allocate(60).tolist()) & set(range(0, 22, 2))
+        assert pool.blocks_bytes() == 11 * PAGE
+        pool.drop_orphans()
+        assert (pool.nr_orphans, pool.blocks_bytes()) == (0, 2 * PAGE)
+
+
+def test_the_kernel_knows_who_may_map_frames():
+    """A descriptor, a copy of it, and a mapping are one holder, as long as one of them is left."""
+    with pool_of(101) as pool:
+        given = [pool.give() for _ in range(7)]
+        names = [holder for _, holder in given]
+        assert pool.holders() == set(names)
+        assert not pool.is_named(given[0][0], names[1])
+        copy = os.dup(given[0][0])
+        mapping = _map(given[1][0])
+        for file, _ in given[:5]:
+            os.close(file)
+        assert pool.holders() == {names[0], *names[5:], names[1]}
+        os.close(copy)
+        _unmap(mapping)
+        assert pool.holders() == set(names[5:])
+        for file, _ in given[5:]:
+            os.close(file)
+        assert pool.holders() == set()

@@ -1,0 +1,83 @@
+/* What is mapped, as the kernel says: /proc/self/maps, the truth that no journal of ours replaces. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "core.h"
+
+/* What matters of a line comes before the path, within so many bytes. */
+#define LINE_BYTES 128u
+
+int ksmemu_walk_begin(struct ksmemu_walk *walk)
+{
+	walk->at = walk->filled = 0;
+	walk->fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	return walk->fd < 0 ? -errno : 0;
+}
+
+void ksmemu_walk_end(struct ksmemu_walk *walk)
+{
+	close(walk->fd);
+}
+
+/* 1: a character; 0: the end; or -errno. */
+static int next_character(struct ksmemu_walk *walk, char *ret)
+{
+	ssize_t got;
+
+	if (walk->at == walk->filled) {
+		got = read(walk->fd, walk->buffer, sizeof(walk->buffer));
+		if (got <= 0)
+			return got < 0 ? -errno : 0;
+		walk->at = 0;
+		walk->filled = (size_t)got;
+	}
+	*ret = walk->buffer[walk->at++];
+	return 1;
+}
+
+/* Read the beginning of the next line, and pass over the rest of it. */
+static int next_line(struct ksmemu_walk *walk, char line[LINE_BYTES])
+{
+	size_t length = 0;
+	char character = 0;
+	int got;
+
+	while ((got = next_character(walk, &character)) > 0 && character != '\n')
+		if (length < LINE_BYTES - 1)
+			line[length++] = character;
+	line[length] = '\0';
+	return got;
+}
+
+int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
+		     struct ksmemu_mapping *ret)
+{
+	char line[LINE_BYTES];
+	int got;
+
+	while ((got = next_line(walk, line)) > 0) {
+		unsigned long low, high, offset, inode;
+		unsigned int major, minor;
+
+		if (sscanf(line, "%lx-%lx %*s %lx %x:%x %lu", &low, &high, &offset, &major, &minor,
+			   &inode) != 6)
+			return -EPROTO;
+		if (high <= start)
+			continue;
+		if (low >= end)
+			return 0;
+		*ret = (struct ksmemu_mapping){
+			.start = low > start ? low : start,
+			.end = high < end ? high : end,
+			.offset = (off_t)(low > start ? offset : offset + (start - low)),
+			.device = makedev(major, minor),
+			.inode = inode,
+		};
+		return 1;
+	}
+	return got;
+}

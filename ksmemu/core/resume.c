@@ -1,0 +1,405 @@
+/*
+ * Join the next ksmd when ours is gone. What is merged stays merged meanwhile, and after it: the new ksmd
+ * rebuilds its books from what is mapped here, and goes on with the pool that it is shown.
+ *
+ *   gone ─▶ wait for a socket ─▶ hello ─▶ spaces ─▶ what is mergeable, what is merged ─▶ orders again
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "core.h"
+
+#define MESSAGE_BYTES 512u
+#define MAX_FDS 3u
+
+/* ksmd answers between two slices of a scan. */
+#define ANSWER_MILLISECS 10000
+
+/* While there is no directory that could be watched. */
+#define RETRY_MILLISECS 1000
+
+/* What ksmd answers; a descriptor may come with it, or -1. */
+struct answer {
+	char text[MESSAGE_BYTES];
+	int fd;
+};
+
+/* ---- talking to a ksmd --------------------------------------------------------------------- */
+
+static int send_with_fds(int control, const char *text, const int *fds, size_t nr_fds)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
+	} ancillary = { 0 };
+	struct iovec body = { (void *)(uintptr_t)text, strlen(text) };
+	struct msghdr message = {
+		.msg_iov = &body,
+		.msg_iovlen = 1,
+		.msg_control = &ancillary,
+		.msg_controllen = CMSG_SPACE(nr_fds * sizeof(int)),
+	};
+	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+
+	*head = (struct cmsghdr){
+		.cmsg_level = SOL_SOCKET,
+		.cmsg_type = SCM_RIGHTS,
+		.cmsg_len = CMSG_LEN(nr_fds * sizeof(int)),
+	};
+	memcpy(CMSG_DATA(head), fds, nr_fds * sizeof(int));
+	return sendmsg(control, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static int receive(int control, struct answer *ret)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} ancillary;
+	struct iovec body = { ret->text, sizeof(ret->text) - 1 };
+	struct msghdr message = {
+		.msg_iov = &body,
+		.msg_iovlen = 1,
+		.msg_control = &ancillary,
+		.msg_controllen = sizeof(ancillary),
+	};
+	ssize_t got = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
+	struct cmsghdr *head;
+
+	if (got <= 0)
+		return got < 0 ? -errno : -ECONNRESET;
+	ret->text[got] = '\0';
+	ret->fd = -1;
+	head = CMSG_FIRSTHDR(&message);
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
+		memcpy(&ret->fd, CMSG_DATA(head), sizeof(int));
+	return 0;
+}
+
+/* Ask, and wait for the answer: 0, the errno that ksmd refuses with, or what failed. */
+static int ask(struct ksmemu_agent *agent, int control, const char *text, const int *fds,
+	       size_t nr_fds, struct answer *ret)
+{
+	struct pollfd wanted[] = { { control, POLLIN, 0 }, { agent->stop, POLLIN, 0 } };
+	int refused, error = send_with_fds(control, text, fds, nr_fds);
+
+	if (error)
+		return error;
+	if (poll(wanted, 2, ANSWER_MILLISECS) <= 0 || wanted[1].revents)
+		return -ETIMEDOUT;
+	error = receive(control, ret);
+	if (!error && sscanf(ret->text, "{\"errno\": %d", &refused) == 1)
+		error = refused > 0 ? -refused : -EPROTO;
+	return error;
+}
+
+/* Connect to whoever serves the directory, if that is the user who ran the ksmd we had. */
+static int connect_to(const struct ksmemu_agent *agent)
+{
+	AUTO_CLOSE int directory = open(agent->terms.directory,
+					O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	AUTO_CLOSE int control = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	socklen_t size = sizeof(struct ucred);
+	struct ucred peer;
+	int done;
+
+	if (directory < 0 || control < 0)
+		return -errno;
+	(void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/ksmd.sock",
+		       directory);
+	if (connect(control, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    getsockopt(control, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+		return -errno;
+	if (peer.uid != agent->ksmd)
+		return -EPERM;
+	done = control;
+	control = -1;
+	return done;
+}
+
+/* ---- telling it everything ----------------------------------------------------------------- */
+
+static const char *word(bool value)
+{
+	return value ? "true" : "false";
+}
+
+static int say_hello(struct ksmemu_agent *agent, int control, int order, bool with_pool,
+		     struct answer *ret)
+{
+	const struct ksmemu_terms *terms = &agent->terms;
+	const int fds[] = { order, agent->pagemap, agent->pool };
+	char text[MESSAGE_BYTES];
+	size_t nr_spaces = 0;
+
+	for (const struct ksmemu_space *space = agent->spaces; space; space = space->next)
+		nr_spaces++;
+	(void)snprintf(text, sizeof(text),
+		       "{\"hello\": %u, \"resumes\": %zu, \"holder\": %" PRIu64
+		       ", \"domain\": \"%s\", \"tracks\": %s, \"rfc2009\": %s, \"merge_any\": %s, "
+		       "\"refuses\": %s}",
+		       KSMEMU_WIRE_VERSION, nr_spaces, terms->holder, terms->label,
+		       word(terms->tracks), word(terms->rfc2009), word(terms->merge_any),
+		       word(terms->refuses));
+	return ask(agent, control, text, fds, with_pool ? 3 : 2, ret);
+}
+
+static int register_space(struct ksmemu_agent *agent, int control, const struct ksmemu_space *space)
+{
+	char path[64], text[MESSAGE_BYTES];
+	struct answer answer;
+	int error;
+
+	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", space->own);
+	AUTO_CLOSE int own = open(path, O_RDONLY | O_CLOEXEC);
+	if (own < 0)
+		return -errno;
+	(void)snprintf(text, sizeof(text),
+		       "{\"space\": {\"id\": %u, \"start\": %" PRIuPTR
+		       ", \"size\": %zu, \"node\": %u}}",
+		       space->id, space->start, space->size, space->node);
+	error = ask(agent, control, text, &own, 1, &answer);
+	if (!error && answer.fd >= 0)
+		close(answer.fd);
+	return error;
+}
+
+/* Add a span to the report that is being put together, and send that when it is full. */
+static void tell(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
+		 uint64_t start, uint64_t end, uint32_t value, uint32_t *nr)
+{
+	agent->outbox.spans[(*nr)++] = (struct ksmemu_span){
+		.page = (start - space->start) >> KSMEMU_PAGE_SHIFT,
+		.nr_pages = (end - start) >> KSMEMU_PAGE_SHIFT,
+		.value = value,
+	};
+	if (*nr == KSMEMU_ORDER_MAX_PAGES) {
+		ksmemu_report(agent, space, kind, *nr);
+		*nr = 0;
+	}
+}
+
+static void tell_rest(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
+		      uint32_t nr)
+{
+	if (nr)
+		ksmemu_report(agent, space, kind, nr);
+}
+
+static void tell_advised(struct ksmemu_agent *agent, const struct ksmemu_space *space)
+{
+	uint32_t nr = 0;
+
+	for (size_t i = 0; i < space->nr_advised; i++)
+		tell(agent, space, KSMEMU_ADVISED, space->advised[i].start, space->advised[i].end,
+		     0, &nr);
+	tell_rest(agent, space, KSMEMU_ADVISED, nr);
+	for (size_t i = 0; i < space->nr_notes; i++) {
+		const struct ksmemu_note *note = &space->notes[i];
+
+		nr = 0;
+		tell(agent, space, note->kind, note->start, note->end, note->value, &nr);
+		ksmemu_report(agent, space, note->kind, nr);
+	}
+}
+
+/* Advised memory is mapped from the own object or merged, so what is anonymous in it are zeros. */
+static void tell_zeros(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		       const struct ksmemu_mapping *found, uint32_t *nr)
+{
+	for (size_t i = 0; i < space->nr_advised; i++) {
+		const struct ksmemu_range *advised = &space->advised[i];
+		uint64_t start = advised->start > found->start ? advised->start : found->start;
+		uint64_t end = advised->end < found->end ? advised->end : found->end;
+
+		if (start < end)
+			tell(agent, space, KSMEMU_MAPPED, start, end, KSMEMU_NO_FRAME, nr);
+	}
+}
+
+/* Tell what shows frames, wherever it lies (what is being unmerged is not advised any more), and zeros. */
+static int tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space)
+{
+	struct ksmemu_mapping found;
+	struct ksmemu_walk walk;
+	struct stat pool;
+	uint32_t nr = 0;
+	int error = fstat(agent->pool, &pool) < 0 ? -errno : ksmemu_walk_begin(&walk);
+
+	if (error)
+		return error;
+	while ((error = ksmemu_walk_next(&walk, space->start, space->start + space->size, &found)) >
+	       0) {
+		if (!found.inode)
+			tell_zeros(agent, space, &found, &nr);
+		else if (found.inode == pool.st_ino && found.device == pool.st_dev)
+			tell(agent, space, KSMEMU_MAPPED, found.start, found.end,
+			     (uint32_t)(found.offset >> KSMEMU_PAGE_SHIFT), &nr);
+	}
+	ksmemu_walk_end(&walk);
+	tell_rest(agent, space, KSMEMU_MAPPED, nr);
+	return error;
+}
+
+/* Under agent.lock, so that what is told holds until the last of it is told. */
+static int tell_all(struct ksmemu_agent *agent)
+{
+	int error = 0;
+
+	for (const struct ksmemu_space *space = agent->spaces; space && !error; space = space->next)
+		error = register_space(agent, agent->control, space);
+	for (const struct ksmemu_space *space = agent->spaces; space && !error;
+	     space = space->next) {
+		tell_advised(agent, space);
+		error = tell_mapped(agent, space);
+		if (!error)
+			ksmemu_report(agent, space, KSMEMU_RESUMED, 0);
+	}
+	return error;
+}
+
+/* ---- the pool ------------------------------------------------------------------------------ */
+
+/* Bring everything home that shows a frame: the new ksmd has another pool. What fails stays as it is. */
+static int leave_pool(struct ksmemu_agent *agent)
+{
+	struct stat pool;
+	int error = fstat(agent->pool, &pool) < 0 ? -errno : 0;
+	GUARD(&agent->lock);
+
+	for (struct ksmemu_space *space = agent->spaces; space && !error; space = space->next) {
+		struct ksmemu_mapping found;
+		struct ksmemu_walk walk;
+
+		error = ksmemu_walk_begin(&walk);
+		if (error)
+			break;
+		while (!error && (error = ksmemu_walk_next(&walk, space->start,
+							   space->start + space->size, &found)) > 0)
+			error = found.inode == pool.st_ino && found.device == pool.st_dev
+					? ksmemu_rehome_all(agent, space, found.start, found.end)
+					: 0;
+		ksmemu_walk_end(&walk);
+	}
+	return error;
+}
+
+/* Take what the new ksmd answered to the hello: its name for our descriptor of the pool, or another pool. */
+static int take_pool(struct ksmemu_agent *agent, const struct answer *answer)
+{
+	uint64_t holder;
+	size_t bytes;
+	void *frames;
+
+	if (sscanf(answer->text, "{\"holder\": %" SCNu64 ", \"pool_bytes\": %zu", &holder,
+		   &bytes) != 2)
+		return -EPROTO;
+	if (answer->fd >= 0) {
+		frames = mmap(NULL, bytes, PROT_READ, MAP_SHARED, answer->fd, 0);
+		if (frames == MAP_FAILED)
+			return -errno;
+		(void)madvise(frames, bytes, MADV_DONTFORK);
+		munmap((void *)(uintptr_t)agent->frames, agent->pool_bytes);
+		close(agent->pool);
+		agent->frames = frames;
+		agent->pool_bytes = bytes;
+		agent->pool = answer->fd;
+	}
+	agent->terms.holder = holder;
+	return 0;
+}
+
+/* ---- resuming ------------------------------------------------------------------------------ */
+
+/* Take new sockets in place of those whose other end is gone. */
+static void take_sockets(struct ksmemu_agent *agent, int *control, int *order)
+{
+	close(agent->control);
+	close(agent->order);
+	agent->control = *control;
+	agent->order = *order;
+	*control = *order = -1;
+}
+
+static int join(struct ksmemu_agent *agent, bool with_pool)
+{
+	struct answer answer = { .fd = -1 };
+	int error, pair[2];
+
+	AUTO_CLOSE int control = connect_to(agent);
+	if (control < 0)
+		return control;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return -errno;
+	AUTO_CLOSE int order = pair[0];
+	AUTO_CLOSE int theirs = pair[1];
+	GUARD(&agent->lock);
+
+	error = say_hello(agent, control, theirs, with_pool, &answer);
+	if (!error)
+		error = take_pool(agent, &answer);
+	if (error) {
+		if (answer.fd >= 0)
+			close(answer.fd);
+		return error;
+	}
+	take_sockets(agent, &control, &order);
+	error = tell_all(agent);
+	if (!error) {
+		atomic_store(&agent->is_alive, true);
+		pthread_cond_broadcast(&agent->joined);
+	}
+	return error;
+}
+
+/* Sleep until something happens where the next ksmd would appear, or a while where nothing can be watched. */
+static void await_change(const struct ksmemu_agent *agent, int watch, bool is_watched)
+{
+	struct pollfd wanted[] = { { watch, POLLIN, 0 }, { agent->stop, POLLIN, 0 } };
+	char events[sizeof(struct inotify_event) + NAME_MAX + 1];
+
+	(void)poll(wanted, 2, is_watched ? -1 : RETRY_MILLISECS);
+	while (read(watch, events, sizeof(events)) > 0)
+		continue;
+}
+
+static bool is_to_end(const struct ksmemu_agent *agent)
+{
+	struct pollfd wanted = { agent->stop, POLLIN, 0 };
+
+	return poll(&wanted, 1, 0) > 0;
+}
+
+bool ksmemu_resume(struct ksmemu_agent *agent)
+{
+	AUTO_CLOSE int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+
+	atomic_store(&agent->is_alive, false);
+	while (!is_to_end(agent)) {
+		/* First the watch, then the look: what comes in between is seen. A ksmd moves its socket here. */
+		bool is_watched = inotify_add_watch(watch, agent->terms.directory,
+						    IN_MOVED_TO | IN_ONLYDIR) >= 0;
+		int error = join(agent, true);
+
+		if (error == -ESTALE && !leave_pool(agent))
+			error = join(agent, false);
+		if (!error)
+			return true;
+		await_change(agent, watch, is_watched);
+	}
+	return false;
+}

@@ -1,0 +1,140 @@
+"""Go on where a ksmd that died has left off: the books are rebuilt from what agents say is mapped.
+
+A worker that resumes hands over the pool it knows, its spaces, and what is mergeable and merged in them. What
+frames hold and who else may map them, ksmd finds out by itself: nothing that a ksmd wrote down is believed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.pool import Frames
+from ksmemu.ksmd.ranges import Pages, distinct
+from ksmemu.ksmd.rmap import NO_FRAME, State
+from ksmemu.ksmd.table import Fingerprints
+from ksmemu.wire import WireError
+
+log = logging.getLogger(__name__)
+
+
+def takes_pool(domain: Domain, others: Iterable[Domain], file: int, holder: int) -> bool:
+    """Return whether the pool of a worker that resumes is that of the domain, or has become it now.
+
+    Args:
+        others: whose pools it cannot be: two domains would fill the same frames.
+        file: the worker's descriptor. holder: what a ksmd called it.
+
+    Raises:
+        WireError: it is no pool of ours, or not called so.
+    """
+    try:
+        fcntl.fcntl(file, fcntl.F_GET_SEALS)  # shared memory alone has seals; no file system is asked
+    except OSError:
+        raise WireError("a pool that is no shared memory") from None
+    found = os.fstat(file)
+    # SAFE: only this user can have made it, and given it a mode by which no other can write.
+    if (
+        not stat.S_ISREG(found.st_mode)
+        or found.st_uid != os.geteuid()
+        or found.st_mode & 0o077
+        or found.st_nlink
+        or found.st_size != domain.pool.nr_bytes
+    ):
+        raise WireError("a pool that is none")
+    pool = domain.pool
+    if not pool.is_same(file):
+        if pool.was_given or any(other.pool.is_same(file) for other in others):
+            return False
+        pool.adopt(file, domain.checksum.seed)
+    if not pool.is_named(file, holder):
+        raise WireError(f"a pool of holder {holder} that is not called so")
+    return True
+
+
+def mapped(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None:
+    """Enter what a space shows already: in each span frames that follow each other, or the zero page.
+
+    Raises:
+        WireError: these pages cannot show this; what came before is entered.
+    """
+    for span in spans:
+        first, nr, frame = int(span["page"]), int(span["nr_pages"]), int(span["value"])
+        if not first < first + nr <= slot.nr_pages:
+            raise WireError(f"pages [{first}, +{nr}) of a space of {slot.nr_pages}")
+        pages = np.arange(first, first + nr)
+        if slot.rmap.state[pages].any():
+            raise WireError(f"pages [{first}, +{nr}) that are tracked already")
+        if frame == NO_FRAME:
+            _enter_zeros(domain, slot, pages)
+        else:
+            _enter(domain, slot, pages, np.arange(frame, frame + nr))
+
+
+def _enter(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
+    pool = domain.pool
+    if frames[-1] >= pool.nr_frames or not pool.holds_data(frames):
+        raise WireError(f"frames [{frames[0]}, +{len(frames)}), of which some hold nothing")
+    is_new = pool.refs[frames] == 0
+    marks = domain.marks_of(slot, pages)
+    pool.recognise(frames)
+    _show(domain, slot, pages, frames)
+    _add(domain, (pool.fingerprint[frames] ^ marks)[is_new], frames[is_new])
+
+
+def _enter_zeros(domain: Domain, slot: MmSlot, pages: Pages) -> None:
+    """As merge.py has it: zeros show the zero page; in the books they have frames, unless use_zero_pages."""
+    if domain.rules.use_zero_pages:
+        slot.rmap.track(pages, State.ZERO)
+        slot.rmap.tag[pages] = NO_FRAME
+        return
+    pool = domain.pool
+    contents = np.broadcast_to(np.uint64(domain.checksum.zero) ^ domain.marks_of(slot, pages), len(pages))
+    for content in distinct(contents):
+        alike = pages[contents == content]
+        _, known, sharers = domain.stable.dups(np.array([content]))
+        most = min(domain.rules.max_page_sharing, len(alike))
+        room = np.clip(domain.rules.max_page_sharing - sharers, 0, most)
+        new = pool.allocate(-(-max(len(alike) - int(room.sum()), 0) // most))
+        room = np.concatenate([room, np.full(len(new), most)])
+        frames = np.repeat(np.concatenate([known, new]), room)[: len(alike)]
+        pool.is_fresh[new] = False
+        pool.recognise(frames)
+        _show(domain, slot, alike[: len(frames)], frames)
+        _add(domain, np.full(len(new), content), new)
+
+
+def _add(domain: Domain, fingerprints: Fingerprints, frames: Frames) -> None:
+    """Enter frames as merged content; pages of others that have been waiting for it are looked at anew."""
+    domain.stable.add(fingerprints, frames)
+    _, where = domain.unstable.waiting(distinct(fingerprints))
+    domain.move(where, State.WRITTEN)
+
+
+def _show(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
+    """Enter that pages show frames; by the rules of 2009 what is not advised any more is not counted."""
+    slot.rmap.track(pages, State.MERGED)
+    slot.rmap.tag[pages] = frames
+    if domain.rules.forgets_unadvised:
+        advised = [np.arange(part.start, part.end) for part in slot.advised]
+        slot.rmap.move(pages[~np.isin(pages, np.concatenate([*advised, pages[:0]]))], State.LEFT)
+
+
+def drop_orphans(domain: Domain) -> None:
+    """Give back the frames that nobody maps, once all who may map some have said what they map."""
+    pool = domain.pool
+    if not pool.nr_orphans or any(worker.nr_unheard for worker in domain.workers):
+        return
+    unknown = pool.holders() - {worker.holder for worker in domain.workers}
+    if unknown:
+        log.info("%d frames are kept for %d who have not resumed", pool.nr_orphans, len(unknown))
+        return
+    pool.drop_orphans()
