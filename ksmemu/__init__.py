@@ -8,8 +8,8 @@ from ksmemu.errors import (
     KsmError,
     NotRunningError,
 )
+from ksmemu.mm import fork as _fork  # noqa: F401 - from now on forks divide the memory of spaces
 from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
-from ksmemu.mm.fork import ForkWarning
 from ksmemu.mm.madvise import madvise
 from ksmemu.mm.prctl import (
     PR_GET_MEMORY_MERGE,
@@ -32,7 +32,6 @@ __all__ = [
     "AddressSpace",
     "AlreadyServedError",
     "ForeignInstanceError",
-    "ForkWarning",
     "KernelLacksError",
     "KsmError",
     "Ksmd",

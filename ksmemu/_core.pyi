@@ -37,7 +37,7 @@ class Memory:
 class Agent:
     """What joins this process to one ksmd: its descriptors, the two userfaultfds and the C thread.
 
-    In a forked child it is closed, and the memory of its spaces is not mapped there.
+    A forked child has one of its own by the same object, which joins ksmd by itself.
     """
 
     def __new__(
@@ -46,23 +46,24 @@ class Agent:
         order: int,
         pool: int,
         pool_bytes: int,
+        held: int,
+        holder: int,
         pagemap: int,
         directory: str | os.PathLike[str],
         label: str,
-        holder: int,
         tracks: bool,
         rfc2009: bool,
     ) -> Agent:
-        """Start the thread. The four descriptors belong to the agent from here on, also on error.
+        """Start the thread. The five descriptors belong to the agent from here on, also on error.
 
         When ksmd goes, the thread waits for the next one in the directory, and joins it with the memory as
         it is; nothing needs to be said again.
 
         Args:
             control: control socket. order: order socket. pool: read-only pool of pool_bytes.
+            held, holder: another descriptor of the pool, by which ksmd knows who may map it, and its name.
             pagemap: /proc/self/pagemap. directory: of the instance.
             label: of the security domain, 64 bytes at most.
-            holder: what ksmd calls this descriptor of the pool.
             tracks: record writes with userfaultfd; otherwise ksmd compares checksums.
             rfc2009: ksmd is of that year.
 
@@ -81,6 +82,13 @@ class Agent:
 
     def control(self) -> int:
         """Return a second descriptor of the control socket, which is the caller's; OSError EMFILE."""
+
+    def own(self, space: int, /) -> int:
+        """Return a second descriptor of the own object of a space as it is now: a fork replaces it.
+
+        Raises:
+            OSError: ENOENT: a forked child does not have the space. EMFILE.
+        """
 
     def set_flags(self, merge_any: bool, refuses: bool, /) -> None:
         """Keep for the next ksmd what prctl(2) would say of this process."""

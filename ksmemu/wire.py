@@ -61,6 +61,8 @@ class ReportKind(enum.IntEnum):
     BOUND = 8
     MAPPED = 9
     RESUMED = 10
+    FORKED = 11
+    INHERITED = 12
 
 
 class WireError(ValueError):
@@ -93,11 +95,11 @@ def send_control(sock: socket.socket, body: dict[str, object], fds: tuple[int, .
     socket.send_fds(sock, [json.dumps(body).encode()], list(fds))
 
 
-def _receive_with_fds(sock: socket.socket) -> tuple[bytes, list[int], int]:
+def receive_with_fds(sock: socket.socket, max_bytes: int, flags: int = 0) -> tuple[bytes, list[int], int]:
     """As socket.recv_fds(), which ignores its flags: descriptors must not outlive an exec."""
     fds = array.array("i")
     room = socket.CMSG_LEN(CONTROL_MAX_FDS * fds.itemsize)
-    message, ancillary, flags, _ = sock.recvmsg(CONTROL_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    message, ancillary, flags, _ = sock.recvmsg(max_bytes, room, socket.MSG_CMSG_CLOEXEC | flags)
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
@@ -110,7 +112,7 @@ def receive_control(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
     Raises:
         EOFError: the other side is gone. WireError: garbage; its descriptors are closed.
     """
-    message, fds, flags = _receive_with_fds(sock)
+    message, fds, flags = receive_with_fds(sock, CONTROL_MAX_BYTES)
     try:
         if not message:
             raise EOFError

@@ -34,6 +34,9 @@ int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 	*space = (struct ksmemu_space){
 		.id = id, .start = start, .size = size, .node = node, .own = own
 	};
+	space->heritage.own = -1;
+	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++)
+		space->ancestors[i].holder.file = space->heritage.holders[i].file = -1;
 	GUARD(&agent->lock);
 	space->next = agent->spaces;
 	agent->spaces = space;
@@ -74,10 +77,13 @@ int ksmemu_agent_advise(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
-	if (adopt)
+	if (adopt) {
 		error = ksmemu_adopt(agent, space, start, end, &done);
-	else
-		error = ksmemu_track(agent, start, end);
+	} else {
+		error = ksmemu_leave_ancestors(agent, space, start, end);
+		if (!error)
+			error = ksmemu_track(agent, start, end);
+	}
 	if (!error)
 		error = ksmemu_space_set_advised(space, advised, nr);
 	if (!error)
@@ -141,6 +147,27 @@ int ksmemu_rehome_all(struct ksmemu_agent *agent, struct ksmemu_space *space, ui
 
 	for (uintptr_t stop; start < end && !error; start = stop)
 		error = rehome_first(agent, space, start, end, &stop);
+	return error;
+}
+
+int ksmemu_leave_ancestors(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+			   uintptr_t end)
+{
+	struct ksmemu_mapping found;
+	struct ksmemu_walk walk;
+	int error = ksmemu_walk_begin(&walk);
+
+	if (error)
+		return error;
+	while (!error && (error = ksmemu_walk_next(&walk, start, end, &found)) > 0) {
+		error = 0;
+		if (!ksmemu_ancestor_of(space, &found))
+			continue;
+		error = ksmemu_rehome_all(agent, space, found.start, found.end);
+		if (!error)
+			report(agent, space, KSMEMU_INHERITED, found.start, found.end, 0);
+	}
+	ksmemu_walk_end(&walk);
 	return error;
 }
 

@@ -261,8 +261,10 @@ static bool take_orders(struct ksmemu_agent *agent)
 
 		if (got < 0 && errno == EINTR)
 			continue;
-		if (got <= 0)
+		if (got <= 0) {
+			atomic_store(&agent->is_alive, false);
 			return true;
+		}
 		if (!is_well_formed(agent, (size_t)got))
 			return false;
 		obey(agent);
@@ -274,9 +276,10 @@ void *ksmemu_serve(void *arg)
 	struct ksmemu_agent *agent = arg;
 
 	ask_for_short_slices();
-	while (take_orders(agent))
-		if (!ksmemu_resume(agent))
+	do {
+		if (!atomic_load(&agent->is_alive) && !ksmemu_resume(agent))
 			return NULL;
+	} while (take_orders(agent));
 	atomic_store(&agent->is_alive, false);
 	shutdown(agent->order, SHUT_RDWR);
 	return NULL;

@@ -1,5 +1,5 @@
 /*
- * Join a ksmd and leave it: the agent's descriptors, its thread, and what a fork does to both.
+ * Join a ksmd and leave it: the agent's descriptors and its thread.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,10 +18,10 @@
 #include "transaction.h"
 #include "uapi.h"
 
-static pthread_mutex_t agents_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct ksmemu_agent *agents;
+pthread_mutex_t ksmemu_agents_lock = PTHREAD_MUTEX_INITIALIZER;
+struct ksmemu_agent *ksmemu_agents;
 
-static void init_lock(struct ksmemu_agent *agent)
+void ksmemu_agent_init_lock(struct ksmemu_agent *agent)
 {
 	pthread_condattr_t monotonic;
 
@@ -32,36 +32,7 @@ static void init_lock(struct ksmemu_agent *agent)
 	pthread_condattr_destroy(&monotonic);
 }
 
-/* ---- fork -------------------------------------------------------------------------------------- */
-
-static void advise_spaces(int advice)
-{
-	for (struct ksmemu_agent *agent = agents; agent; agent = agent->next)
-		for (struct ksmemu_space *space = agent->spaces; space; space = space->next)
-			(void)madvise((void *)space->start, space->size, advice);
-}
-
-/*
- * SAFE: with every agent.lock held no mapping changes until the parent or child handler, so no child
- * can be born with a frame mapped that ksmd does not know it holds.
- */
-static void before_fork(void)
-{
-	pthread_mutex_lock(&agents_lock);
-	for (struct ksmemu_agent *agent = agents; agent; agent = agent->next)
-		pthread_mutex_lock(&agent->lock);
-	advise_spaces(MADV_DONTFORK);
-}
-
-static void after_fork_in_parent(void)
-{
-	advise_spaces(MADV_DOFORK);
-	for (struct ksmemu_agent *agent = agents; agent; agent = agent->next)
-		pthread_mutex_unlock(&agent->lock);
-	pthread_mutex_unlock(&agents_lock);
-}
-
-static void close_all(struct ksmemu_agent *agent)
+void ksmemu_agent_close(struct ksmemu_agent *agent)
 {
 	int *fds[] = { &agent->control, &agent->order,	&agent->pool, &agent->pagemap,
 		       &agent->track,	&agent->freeze, &agent->stop };
@@ -71,30 +42,12 @@ static void close_all(struct ksmemu_agent *agent)
 			close(*fds[i]);
 		*fds[i] = -1;
 	}
-}
-
-/* The child has neither the thread nor the memory: close what it inherited, refuse the rest. */
-static void after_fork_in_child(void)
-{
-	for (struct ksmemu_agent *agent = agents; agent; agent = agent->next) {
-		atomic_store(&agent->is_alive, false);
-		agent->is_forked = true;
-		close_all(agent);
-		ksmemu_spaces_drop(agent);
-		init_lock(agent);
-	}
-	agents = NULL;
-	pthread_mutex_init(&agents_lock, NULL);
-}
-
-static void watch_forks(void)
-{
-	pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+	ksmemu_holder_close(&agent->holder);
 }
 
 /* ---- lifecycle --------------------------------------------------------------------------------- */
 
-static int start_thread(struct ksmemu_agent *agent)
+int ksmemu_agent_start(struct ksmemu_agent *agent)
 {
 	sigset_t all, old;
 	int error;
@@ -131,13 +84,11 @@ static int open_userfaultfds(struct ksmemu_agent *agent)
 	return agent->track < 0 && agent->terms.tracks ? agent->track : 0;
 }
 
-static int set_up(struct ksmemu_agent *agent)
+int ksmemu_agent_set_up(struct ksmemu_agent *agent)
 {
-	int error = know_ksmd(agent);
+	int error = open_userfaultfds(agent);
 	void *frames;
 
-	if (!error)
-		error = open_userfaultfds(agent);
 	if (error)
 		return error;
 	agent->stop = eventfd(0, EFD_CLOEXEC);
@@ -148,14 +99,14 @@ static int set_up(struct ksmemu_agent *agent)
 		return -errno;
 	madvise(frames, agent->pool_bytes, MADV_DONTFORK);
 	agent->frames = frames;
-	return start_thread(agent);
+	return 0;
 }
 
 static void tear_down(struct ksmemu_agent *agent)
 {
-	if (agent->frames && !agent->is_forked)
+	if (agent->frames)
 		munmap((void *)(uintptr_t)agent->frames, agent->pool_bytes);
-	close_all(agent);
+	ksmemu_agent_close(agent);
 	ksmemu_spaces_drop(agent);
 	pthread_cond_destroy(&agent->joined);
 	pthread_mutex_destroy(&agent->lock);
@@ -174,17 +125,20 @@ static struct ksmemu_agent *new_agent(const struct ksmemu_descriptors *fds,
 		close(fds->control);
 		close(fds->order);
 		close(fds->pool);
+		close(fds->holder.file);
 		close(fds->pagemap);
 		free(directory);
 		free(agent);
 		return NULL;
 	}
-	init_lock(agent);
+	ksmemu_agent_init_lock(agent);
 	agent->terms = *terms;
 	agent->terms.directory = directory;
 	agent->control = fds->control;
 	agent->order = fds->order;
 	agent->pool = fds->pool;
+	agent->holder = fds->holder;
+	agent->child.file = -1;
 	agent->pagemap = fds->pagemap;
 	agent->track = agent->freeze = agent->stop = -1;
 	atomic_store(&agent->is_alive, true);
@@ -201,16 +155,21 @@ int ksmemu_agent_create(const struct ksmemu_descriptors *fds, size_t pool_bytes,
 	if (!agent)
 		return -ENOMEM;
 	agent->pool_bytes = pool_bytes;
-	error = set_up(agent);
+	error = know_ksmd(agent);
+	if (!error)
+		error = ksmemu_agent_set_up(agent);
+	if (!error)
+		error = ksmemu_agent_start(agent);
 	if (error) {
 		tear_down(agent);
 		return error;
 	}
-	pthread_once(&once, watch_forks);
+	agent->has_thread = true;
+	pthread_once(&once, ksmemu_watch_forks);
 	{
-		GUARD(&agents_lock);
-		agent->next = agents;
-		agents = agent;
+		GUARD(&ksmemu_agents_lock);
+		agent->next = ksmemu_agents;
+		ksmemu_agents = agent;
 	}
 	*ret = agent;
 	return 0;
@@ -231,10 +190,11 @@ void ksmemu_agent_destroy(struct ksmemu_agent *agent)
 {
 	if (!agent)
 		return;
-	if (!agent->is_forked) {
+	if (agent->has_thread)
 		stop_thread(agent);
-		GUARD(&agents_lock);
-		for (struct ksmemu_agent **at = &agents; *at; at = &(*at)->next)
+	{
+		GUARD(&ksmemu_agents_lock);
+		for (struct ksmemu_agent **at = &ksmemu_agents; *at; at = &(*at)->next)
 			if (*at == agent) {
 				*at = agent->next;
 				break;
@@ -267,6 +227,19 @@ int ksmemu_agent_control(struct ksmemu_agent *agent)
 	GUARD(&agent->lock);
 
 	fd = fcntl(agent->control, F_DUPFD_CLOEXEC, 0);
+	return fd < 0 ? -errno : fd;
+}
+
+int ksmemu_agent_own(struct ksmemu_agent *agent, uint32_t id)
+{
+	struct ksmemu_space *space;
+	int fd;
+	GUARD(&agent->lock);
+
+	space = ksmemu_space_find(agent, id);
+	if (!space)
+		return -ENOENT;
+	fd = fcntl(space->own, F_DUPFD_CLOEXEC, 0);
 	return fd < 0 ? -errno : fd;
 }
 

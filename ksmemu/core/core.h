@@ -64,6 +64,34 @@ struct ksmemu_note {
 	uint32_t value;
 };
 
+/* Most objects whose pages one space shows besides its own: before another fork all of them come home. */
+#define KSMEMU_MAX_ANCESTORS 16u
+
+/*
+ * An open file by which ksmd knows that a process may map an object: it carries a lock on the byte that is its
+ * name, and lives as long as the process does.
+ */
+struct ksmemu_holder {
+	int file;
+	uint64_t name;
+};
+
+/*
+ * What was the own object until a fork: nobody writes to it, and parent and child show its pages privately. The
+ * holder's file can write, so that ksmd can give back what nobody shows any more.
+ */
+struct ksmemu_ancestor {
+	struct ksmemu_holder holder;
+	dev_t device;
+	ino_t inode;
+};
+
+/* What a child takes in the place of what its parent has; own is -1 where it does not inherit the space. */
+struct ksmemu_heritage {
+	int own;
+	struct ksmemu_holder holders[KSMEMU_MAX_ANCESTORS];
+};
+
 /* One address space of this process, as its agent sees it. Under agent.lock. */
 struct ksmemu_space {
 	uint32_t id;
@@ -78,6 +106,8 @@ struct ksmemu_space {
 	struct ksmemu_protection *protections; /* ascending; elsewhere it may read and write */
 	size_t nr_notes;
 	struct ksmemu_note *notes;
+	struct ksmemu_ancestor ancestors[KSMEMU_MAX_ANCESTORS]; /* unused: holder.file is -1 */
+	struct ksmemu_heritage heritage;			/* only during a fork */
 	struct ksmemu_space *next;
 };
 
@@ -86,9 +116,7 @@ struct ksmemu_terms {
 	char *directory; /* of the instance */
 	char label
 		[65]; /* of the security domain; letters, digits, and what needs no escape in JSON */
-	uint64_t
-		holder; /* names our descriptor of the pool: a new ksmd asks the kernel which of them live */
-	bool tracks; /* writes are recorded (6.7); otherwise ksmd compares checksums */
+	bool tracks;  /* writes are recorded (6.7); otherwise ksmd compares checksums */
 	bool rfc2009;
 	bool merge_any; /* what prctl(2) would say: changes */
 	bool refuses;
@@ -103,17 +131,19 @@ struct ksmemu_agent {
 	uid_t ksmd; /* who runs it; the next one is to be run by the same */
 	int stop;   /* eventfd: readable when the thread is to end */
 	int control;
-	int order;   /* order socket */
-	int pool;    /* read-only */
-	int pagemap; /* /proc/self/pagemap */
-	int track;   /* userfaultfd that records writes; -1 with the checksum tracker */
-	int freeze;  /* userfaultfd that holds writers */
+	int order;		     /* order socket */
+	int pool;		     /* read-only, to map */
+	struct ksmemu_holder holder; /* of the pool; read-only */
+	struct ksmemu_holder child;  /* the same for a child, during a fork */
+	int pagemap;		     /* /proc/self/pagemap */
+	int track;  /* userfaultfd that records writes; -1 with the checksum tracker */
+	int freeze; /* userfaultfd that holds writers */
 	const unsigned char *frames; /* the whole pool, read-only, to verify against */
 	size_t pool_bytes;
 	struct ksmemu_space *spaces;
 	struct ksmemu_agent *next;
 	_Atomic bool is_alive; /* set by the thread: whether ksmd listens; read by anyone */
-	bool is_forked;	       /* this is the copy in a forked child: no thread, no memory */
+	bool has_thread;       /* not so in a child that could not get one */
 	/* The agent thread may not allocate: room for one order and its report. */
 	struct {
 		struct ksmemu_order head;
@@ -242,6 +272,7 @@ int ksmemu_map_ordinary(uintptr_t start, size_t size);
 int ksmemu_map_own(uintptr_t start, size_t size, int prot, int own, off_t offset);
 int ksmemu_map_frames(uintptr_t start, size_t size, int prot, int pool, off_t offset);
 int ksmemu_map_zero(uintptr_t start, size_t size, int prot);
+int ksmemu_map_ancestor(uintptr_t start, size_t size, int prot, int object, off_t offset);
 
 /** ksmemu_protect() - mprotect(2); 0 or -errno (-ENOMEM, -EACCES) */
 int ksmemu_protect(uintptr_t start, size_t size, int prot);
@@ -335,6 +366,10 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 int ksmemu_rehome_all(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		      uintptr_t end);
 
+/** ksmemu_leave_ancestors() - rehome what shows ancestors in [start, end); agent.lock held */
+int ksmemu_leave_ancestors(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
+			   uintptr_t end);
+
 /**
  * ksmemu_adopt() - move ordinary anonymous memory at [start, end) into the own object
  * @ret_done: end address of what was moved; equal to @end on success
@@ -380,6 +415,23 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 
 void ksmemu_walk_end(struct ksmemu_walk *walk);
 
+/** ksmemu_is_of() - whether a mapping shows the object with this descriptor */
+bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object);
+
+/** ksmemu_ancestor_of() - which ancestor a mapping shows, counted from 1; 0: none */
+uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping);
+
+/* ---- holder.c: who may map an object ---------------------------------------------------------- */
+
+/**
+ * ksmemu_holder_open() - open an object once more, and give that file a name that nobody has
+ * @flags: O_RDONLY or O_RDWR
+ */
+int ksmemu_holder_open(int object, int flags, struct ksmemu_holder *ret);
+
+/** ksmemu_holder_close() - close it, if it is open */
+void ksmemu_holder_close(struct ksmemu_holder *holder);
+
 /* ---- agent.c: the thread that takes orders ----------------------------------------------------- */
 
 /** ksmemu_serve() - body of the agent thread: take orders until it is to end, or ksmd talks garbage */
@@ -388,6 +440,12 @@ void *ksmemu_serve(void *agent);
 /** ksmemu_report() - tell ksmd of spans in agent->outbox.spans; agent.lock held since the change */
 void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
 		   uint32_t nr_spans);
+
+/**
+ * ksmemu_send() - send a message with descriptors beside it
+ * Return: 0 or -errno.
+ */
+int ksmemu_send(int sock, const void *bytes, size_t size, const int *fds, size_t nr_fds);
 
 /* ---- resume.c: join the next ksmd ---------------------------------------------------------------- */
 
@@ -401,6 +459,14 @@ void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space,
  */
 bool ksmemu_resume(struct ksmemu_agent *agent);
 
+/** ksmemu_tell_mapped() - report what shows frames and zeros (KSMEMU_MAPPED), or ancestors (KSMEMU_INHERITED) */
+int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind);
+
+/* ---- fork.c: parent and child keep their own memory ------------------------------------------------ */
+
+/** ksmemu_watch_forks() - let every fork of this process from now on divide its spaces; once is enough */
+void ksmemu_watch_forks(void);
+
 /** ksmemu_report_change() - tell ksmd of a change at [start, end); agent.lock held since the change */
 void ksmemu_report_change(struct ksmemu_agent *agent, const struct ksmemu_space *space,
 			  uint32_t kind, uintptr_t start, uintptr_t end);
@@ -412,6 +478,7 @@ struct ksmemu_descriptors {
 	int control;
 	int order;
 	int pool; /* read-only */
+	struct ksmemu_holder holder;
 	int pagemap;
 };
 
@@ -422,15 +489,24 @@ struct ksmemu_descriptors {
  * @terms: copied
  *
  * The thread takes no GIL, allocates nothing, blocks all signals, and ends on destroy. When ksmd goes it
- * waits for the next one. In a forked child the agent is closed and its spaces are not mapped (MADV_DONTFORK).
+ * waits for the next one. A forked child has an agent of its own by the same handle.
  */
 int ksmemu_agent_create(const struct ksmemu_descriptors *fds, size_t pool_bytes,
 			const struct ksmemu_terms *terms, struct ksmemu_agent **ret);
 
+/* What attach.c and fork.c share: all agents of this process, under agents_lock; and how one is set up. */
+extern pthread_mutex_t ksmemu_agents_lock;
+extern struct ksmemu_agent *ksmemu_agents;
+void ksmemu_agent_init_lock(struct ksmemu_agent *agent);
+int ksmemu_agent_set_up(
+	struct ksmemu_agent *agent); /* userfaultfds, what stops the thread, frames */
+int ksmemu_agent_start(struct ksmemu_agent *agent);  /* the thread */
+void ksmemu_agent_close(struct ksmemu_agent *agent); /* all descriptors, but not those of spaces */
+
 /** ksmemu_agent_destroy() - stop the thread, close all; accepts NULL. Spaces keep their mappings. */
 void ksmemu_agent_destroy(struct ksmemu_agent *agent);
 
-/** ksmemu_agent_is_alive() - whether ksmd still listens (and this is not a forked child) */
+/** ksmemu_agent_is_alive() - whether ksmd listens; a forked child joins soon */
 bool ksmemu_agent_is_alive(struct ksmemu_agent *agent);
 
 /** ksmemu_agent_wait() - wait until ksmd listens; 0, or -ETIMEDOUT */
@@ -438,6 +514,9 @@ int ksmemu_agent_wait(struct ksmemu_agent *agent, unsigned int seconds);
 
 /** ksmemu_agent_control() - a second descriptor of the control socket, the caller's; or -errno */
 int ksmemu_agent_control(struct ksmemu_agent *agent);
+
+/** ksmemu_agent_own() - a second descriptor of the own object of a space, the caller's; or -errno (-ENOENT) */
+int ksmemu_agent_own(struct ksmemu_agent *agent, uint32_t id);
 
 /** ksmemu_agent_set_flags() - what prctl(2) would say, for the next ksmd; this one is told by the caller */
 void ksmemu_agent_set_flags(struct ksmemu_agent *agent, bool merge_any, bool refuses);

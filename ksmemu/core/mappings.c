@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -80,4 +81,24 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 		return 1;
 	}
 	return got;
+}
+
+bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object)
+{
+	struct stat status;
+
+	return fstat(object, &status) == 0 && mapping->inode == status.st_ino &&
+	       mapping->device == status.st_dev;
+}
+
+uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping)
+{
+	for (uint32_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++) {
+		const struct ksmemu_ancestor *ancestor = &space->ancestors[i];
+
+		if (ancestor->holder.file >= 0 && ancestor->inode == mapping->inode &&
+		    ancestor->device == mapping->device)
+			return i + 1;
+	}
+	return 0;
 }

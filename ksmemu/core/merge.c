@@ -85,12 +85,8 @@ int ksmemu_punch(int object, off_t offset, size_t size)
 	return 0;
 }
 
-/*
- * Where the application may not read (mprotect) the own object is asked: it holds what the address shows.
- * That costs a system call a page.
- */
-static bool is_equal(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
-		     uintptr_t address, int prot, uint64_t frame)
+/* Where the application may not read (mprotect) /proc/self/mem does: that costs some system calls a page. */
+static bool is_equal(uintptr_t address, const struct ksmemu_agent *agent, int prot, uint64_t frame)
 {
 	const unsigned char *want = frame == KSMEMU_FRAME_ZERO
 					    ? zeros
@@ -101,8 +97,7 @@ static bool is_equal(const struct ksmemu_agent *agent, const struct ksmemu_space
 		return true;
 	if (prot & PROT_READ)
 		return memcmp((const void *)address, want, KSMEMU_PAGE_SIZE) == 0;
-	return pread(space->own, have, sizeof(have), ksmemu_offset(space, address)) ==
-		       (ssize_t)sizeof(have) &&
+	return ksmemu_read_by_force(address, have, sizeof(have)) == (ssize_t)sizeof(have) &&
 	       memcmp(have, want, sizeof(have)) == 0;
 }
 
@@ -135,7 +130,7 @@ static void merge_run(const struct ksmemu_agent *agent, const struct ksmemu_spac
 		int32_t failed;
 
 		while (start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT) < stop &&
-		       is_equal(agent, space, start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT), prot,
+		       is_equal(start + ((uintptr_t)to << KSMEMU_PAGE_SHIFT), agent, prot,
 				ksmemu_frame_of(run, to)))
 			to++;
 		if (to == from) {
@@ -216,9 +211,9 @@ void ksmemu_renew(struct ksmemu_agent *agent, const struct ksmemu_space *space,
 	/* A look without a freeze: most that was written differs, and need not be held for that. */
 	(void)ksmemu_space_protection(space, start, start + KSMEMU_PAGE_SIZE, &prot);
 	for (uint32_t i = 0; i < run->nr_pages; i++) {
-		ret[i] = prot & PROT_READ && is_equal(agent, space,
-						      start + ((uintptr_t)i << KSMEMU_PAGE_SHIFT),
-						      prot, ksmemu_frame_of(run, i))
+		uintptr_t at = start + ((uintptr_t)i << KSMEMU_PAGE_SHIFT);
+
+		ret[i] = prot & PROT_READ && is_equal(at, agent, prot, ksmemu_frame_of(run, i))
 				 ? 0
 				 : EAGAIN;
 	}

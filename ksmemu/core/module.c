@@ -136,9 +136,8 @@ struct agent {
 
 static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "control", "order",	 "pool",  "pool_bytes",
-				 "pagemap", "directory", "label", "holder",
-				 "tracks",  "rfc2009",	 NULL };
+	static char *names[] = { "control", "order",	 "pool",  "pool_bytes", "held",	   "holder",
+				 "pagemap", "directory", "label", "tracks",	"rfc2009", NULL };
 	struct ksmemu_descriptors fds;
 	struct ksmemu_terms terms = { 0 };
 	unsigned long long holder;
@@ -148,10 +147,10 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	const char *label;
 	struct agent *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniO&sKpp", names, &fds.control,
-					 &fds.order, &fds.pool, &pool_bytes, &fds.pagemap,
-					 PyUnicode_FSConverter, &directory, &label, &holder,
-					 &tracks, &rfc2009))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&spp", names, &fds.control,
+					 &fds.order, &fds.pool, &pool_bytes, &fds.holder.file,
+					 &holder, &fds.pagemap, PyUnicode_FSConverter, &directory,
+					 &label, &tracks, &rfc2009))
 		return NULL;
 	self = (struct agent *)type->tp_alloc(type, 0);
 	if (!self) {
@@ -160,7 +159,7 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	}
 	terms.directory = PyBytes_AS_STRING(directory);
 	(void)snprintf(terms.label, sizeof(terms.label), "%s", label);
-	terms.holder = holder;
+	fds.holder.name = holder;
 	terms.tracks = tracks;
 	terms.rfc2009 = rfc2009;
 	NOGIL(error = ksmemu_agent_create(&fds, (size_t)pool_bytes, &terms, &self->agent));
@@ -223,6 +222,18 @@ static PyObject *agent_control(struct agent *self, PyObject *unused)
 		return NULL;
 	NOGIL(fd = ksmemu_agent_control(agent));
 	return fd < 0 ? fail(fd, "fcntl") : PyLong_FromLong(fd);
+}
+
+static PyObject *agent_own(struct agent *self, PyObject *args)
+{
+	struct ksmemu_agent *agent = opened(self);
+	unsigned int id;
+	int fd;
+
+	if (!agent || !PyArg_ParseTuple(args, "I", &id))
+		return NULL;
+	NOGIL(fd = ksmemu_agent_own(agent, id));
+	return fd < 0 ? fail(fd, "own") : PyLong_FromLong(fd);
 }
 
 static PyObject *agent_set_flags(struct agent *self, PyObject *args)
@@ -389,6 +400,7 @@ static PyMethodDef agent_methods[] = {
 	{ "is_alive", (PyCFunction)agent_is_alive, METH_NOARGS, NULL },
 	{ "wait", (PyCFunction)agent_wait, METH_VARARGS, NULL },
 	{ "control", (PyCFunction)agent_control, METH_NOARGS, NULL },
+	{ "own", (PyCFunction)agent_own, METH_VARARGS, NULL },
 	{ "set_flags", (PyCFunction)agent_set_flags, METH_VARARGS, NULL },
 	{ "add_space", (PyCFunction)agent_add_space, METH_VARARGS, NULL },
 	{ "remove_space", (PyCFunction)agent_remove_space, METH_VARARGS, NULL },

@@ -21,13 +21,19 @@
 /* What is copied at once of memory that may not be read. */
 #define FORCED_BYTES ((size_t)16 << KSMEMU_PAGE_SHIFT)
 
-/* The same where the application may not read (mprotect): /proc/self/mem does not ask for permission. */
+ssize_t ksmemu_read_by_force(uintptr_t address, void *bytes, size_t size)
+{
+	AUTO_CLOSE int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+
+	return mem < 0 ? -1 : pread(mem, bytes, size, (off_t)address);
+}
+
+/* The same where the application may not read (mprotect). */
 static ssize_t copy_by_force(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
 {
 	unsigned char bytes[FORCED_BYTES];
 	size_t size = end - start < sizeof(bytes) ? end - start : sizeof(bytes);
-	AUTO_CLOSE int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
-	ssize_t got = mem < 0 ? -1 : pread(mem, bytes, size, (off_t)start);
+	ssize_t got = ksmemu_read_by_force(start, bytes, size);
 
 	return got <= 0 ? got : pwrite(space->own, bytes, (size_t)got, ksmemu_offset(space, start));
 }

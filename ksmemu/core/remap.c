@@ -58,6 +58,12 @@ int ksmemu_map_frames(uintptr_t start, size_t size, int prot, int pool, off_t of
 	return map_fixed(start, size, prot, MAP_PRIVATE, pool, offset);
 }
 
+int ksmemu_map_ancestor(uintptr_t start, size_t size, int prot, int object, off_t offset)
+{
+	/* SAFE: the same bytes of the same object, in one step; a write is in it before, or private after. */
+	return map_fixed(start, size, prot, MAP_PRIVATE, object, offset);
+}
+
 int ksmemu_map_zero(uintptr_t start, size_t size, int prot)
 {
 	/* SAFE: FROZEN and verified to be all zeros, which is what anonymous memory shows. */

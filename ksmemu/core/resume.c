@@ -15,7 +15,6 @@
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -31,21 +30,22 @@
 /* While there is no directory that could be watched. */
 #define RETRY_MILLISECS 1000
 
-/* What ksmd answers; a descriptor may come with it, or -1. */
+/* What ksmd answers; descriptors may come with it. */
 struct answer {
 	char text[MESSAGE_BYTES];
-	int fd;
+	size_t nr_fds;
+	int fds[2];
 };
 
 /* ---- talking to a ksmd --------------------------------------------------------------------- */
 
-static int send_with_fds(int control, const char *text, const int *fds, size_t nr_fds)
+int ksmemu_send(int sock, const void *bytes, size_t size, const int *fds, size_t nr_fds)
 {
 	union {
 		struct cmsghdr align;
 		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
 	} ancillary = { 0 };
-	struct iovec body = { (void *)(uintptr_t)text, strlen(text) };
+	struct iovec body = { (void *)(uintptr_t)bytes, size };
 	struct msghdr message = {
 		.msg_iov = &body,
 		.msg_iovlen = 1,
@@ -60,14 +60,14 @@ static int send_with_fds(int control, const char *text, const int *fds, size_t n
 		.cmsg_len = CMSG_LEN(nr_fds * sizeof(int)),
 	};
 	memcpy(CMSG_DATA(head), fds, nr_fds * sizeof(int));
-	return sendmsg(control, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return sendmsg(sock, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
 static int receive(int control, struct answer *ret)
 {
 	union {
 		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
 	} ancillary;
 	struct iovec body = { ret->text, sizeof(ret->text) - 1 };
 	struct msghdr message = {
@@ -82,11 +82,19 @@ static int receive(int control, struct answer *ret)
 	if (got <= 0)
 		return got < 0 ? -errno : -ECONNRESET;
 	ret->text[got] = '\0';
-	ret->fd = -1;
+	ret->nr_fds = 0;
 	head = CMSG_FIRSTHDR(&message);
-	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS)
-		memcpy(&ret->fd, CMSG_DATA(head), sizeof(int));
+	if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
+		ret->nr_fds = (head->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		memcpy(ret->fds, CMSG_DATA(head), ret->nr_fds * sizeof(int));
+	}
 	return 0;
+}
+
+static void close_fds(struct answer *answer)
+{
+	while (answer->nr_fds)
+		close(answer->fds[--answer->nr_fds]);
 }
 
 /* Ask, and wait for the answer: 0, the errno that ksmd refuses with, or what failed. */
@@ -94,7 +102,7 @@ static int ask(struct ksmemu_agent *agent, int control, const char *text, const 
 	       size_t nr_fds, struct answer *ret)
 {
 	struct pollfd wanted[] = { { control, POLLIN, 0 }, { agent->stop, POLLIN, 0 } };
-	int refused, error = send_with_fds(control, text, fds, nr_fds);
+	int refused, error = ksmemu_send(control, text, strlen(text), fds, nr_fds);
 
 	if (error)
 		return error;
@@ -142,7 +150,7 @@ static int say_hello(struct ksmemu_agent *agent, int control, int order, bool wi
 		     struct answer *ret)
 {
 	const struct ksmemu_terms *terms = &agent->terms;
-	const int fds[] = { order, agent->pagemap, agent->pool };
+	const int fds[] = { order, agent->pagemap, agent->holder.file };
 	char text[MESSAGE_BYTES];
 	size_t nr_spaces = 0;
 
@@ -151,17 +159,45 @@ static int say_hello(struct ksmemu_agent *agent, int control, int order, bool wi
 	(void)snprintf(text, sizeof(text),
 		       "{\"hello\": %u, \"resumes\": %zu, \"holder\": %" PRIu64
 		       ", \"domain\": \"%s\", \"tracks\": %s, \"rfc2009\": %s, \"merge_any\": %s, "
-		       "\"refuses\": %s}",
-		       KSMEMU_WIRE_VERSION, nr_spaces, terms->holder, terms->label,
+		       "\"refuses\": %s, \"forked\": %s}",
+		       KSMEMU_WIRE_VERSION, nr_spaces, agent->holder.name, terms->label,
 		       word(terms->tracks), word(terms->rfc2009), word(terms->merge_any),
-		       word(terms->refuses));
+		       word(terms->refuses), word(agent->control < 0));
 	return ask(agent, control, text, fds, with_pool ? 3 : 2, ret);
 }
 
-static int register_space(struct ksmemu_agent *agent, int control, const struct ksmemu_space *space)
+/* Ask for what is answered with no more than a yes. */
+static int request(struct ksmemu_agent *agent, const char *text, int fd)
+{
+	struct answer answer = { .nr_fds = 0 };
+	int error = ask(agent, agent->control, text, &fd, 1, &answer);
+
+	close_fds(&answer);
+	return error;
+}
+
+static int register_ancestors(struct ksmemu_agent *agent, const struct ksmemu_space *space)
+{
+	char text[MESSAGE_BYTES];
+	int error = 0;
+
+	for (uint32_t i = 0; i < KSMEMU_MAX_ANCESTORS && !error; i++) {
+		const struct ksmemu_holder *holder = &space->ancestors[i].holder;
+
+		if (holder->file < 0)
+			continue;
+		(void)snprintf(text, sizeof(text),
+			       "{\"ancestor\": {\"space\": %u, \"number\": %u, \"holder\": %" PRIu64
+			       "}}",
+			       space->id, i + 1, holder->name);
+		error = request(agent, text, holder->file);
+	}
+	return error;
+}
+
+static int register_space(struct ksmemu_agent *agent, const struct ksmemu_space *space)
 {
 	char path[64], text[MESSAGE_BYTES];
-	struct answer answer;
 	int error;
 
 	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", space->own);
@@ -172,10 +208,8 @@ static int register_space(struct ksmemu_agent *agent, int control, const struct 
 		       "{\"space\": {\"id\": %u, \"start\": %" PRIuPTR
 		       ", \"size\": %zu, \"node\": %u}}",
 		       space->id, space->start, space->size, space->node);
-	error = ask(agent, control, text, &own, 1, &answer);
-	if (!error && answer.fd >= 0)
-		close(answer.fd);
-	return error;
+	error = request(agent, text, own);
+	return error ? error : register_ancestors(agent, space);
 }
 
 /* Add a span to the report that is being put together, and send that when it is full. */
@@ -231,27 +265,30 @@ static void tell_zeros(struct ksmemu_agent *agent, const struct ksmemu_space *sp
 	}
 }
 
-/* Tell what shows frames, wherever it lies (what is being unmerged is not advised any more), and zeros. */
-static int tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space)
+/* Wherever it lies: what is being unmerged is not advised any more, and shows frames still. */
+int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind)
 {
 	struct ksmemu_mapping found;
 	struct ksmemu_walk walk;
-	struct stat pool;
 	uint32_t nr = 0;
-	int error = fstat(agent->pool, &pool) < 0 ? -errno : ksmemu_walk_begin(&walk);
+	int error = ksmemu_walk_begin(&walk);
 
 	if (error)
 		return error;
 	while ((error = ksmemu_walk_next(&walk, space->start, space->start + space->size, &found)) >
 	       0) {
-		if (!found.inode)
+		uint32_t ancestor = ksmemu_ancestor_of(space, &found);
+
+		if (kind == KSMEMU_INHERITED && ancestor)
+			tell(agent, space, kind, found.start, found.end, ancestor, &nr);
+		else if (kind == KSMEMU_MAPPED && !found.inode)
 			tell_zeros(agent, space, &found, &nr);
-		else if (found.inode == pool.st_ino && found.device == pool.st_dev)
-			tell(agent, space, KSMEMU_MAPPED, found.start, found.end,
+		else if (kind == KSMEMU_MAPPED && ksmemu_is_of(&found, agent->pool))
+			tell(agent, space, kind, found.start, found.end,
 			     (uint32_t)(found.offset >> KSMEMU_PAGE_SHIFT), &nr);
 	}
 	ksmemu_walk_end(&walk);
-	tell_rest(agent, space, KSMEMU_MAPPED, nr);
+	tell_rest(agent, space, kind, nr);
 	return error;
 }
 
@@ -261,11 +298,13 @@ static int tell_all(struct ksmemu_agent *agent)
 	int error = 0;
 
 	for (const struct ksmemu_space *space = agent->spaces; space && !error; space = space->next)
-		error = register_space(agent, agent->control, space);
+		error = register_space(agent, space);
 	for (const struct ksmemu_space *space = agent->spaces; space && !error;
 	     space = space->next) {
 		tell_advised(agent, space);
-		error = tell_mapped(agent, space);
+		error = ksmemu_tell_mapped(agent, space, KSMEMU_INHERITED);
+		if (!error)
+			error = ksmemu_tell_mapped(agent, space, KSMEMU_MAPPED);
 		if (!error)
 			ksmemu_report(agent, space, KSMEMU_RESUMED, 0);
 	}
@@ -277,8 +316,7 @@ static int tell_all(struct ksmemu_agent *agent)
 /* Bring everything home that shows a frame: the new ksmd has another pool. What fails stays as it is. */
 static int leave_pool(struct ksmemu_agent *agent)
 {
-	struct stat pool;
-	int error = fstat(agent->pool, &pool) < 0 ? -errno : 0;
+	int error = 0;
 	GUARD(&agent->lock);
 
 	for (struct ksmemu_space *space = agent->spaces; space && !error; space = space->next) {
@@ -290,7 +328,7 @@ static int leave_pool(struct ksmemu_agent *agent)
 			break;
 		while (!error && (error = ksmemu_walk_next(&walk, space->start,
 							   space->start + space->size, &found)) > 0)
-			error = found.inode == pool.st_ino && found.device == pool.st_dev
+			error = ksmemu_is_of(&found, agent->pool)
 					? ksmemu_rehome_all(agent, space, found.start, found.end)
 					: 0;
 		ksmemu_walk_end(&walk);
@@ -298,28 +336,32 @@ static int leave_pool(struct ksmemu_agent *agent)
 	return error;
 }
 
-/* Take what the new ksmd answered to the hello: its name for our descriptor of the pool, or another pool. */
-static int take_pool(struct ksmemu_agent *agent, const struct answer *answer)
+/* Take what the new ksmd answered to the hello: nothing but a yes, or another pool and its holder. */
+static int take_pool(struct ksmemu_agent *agent, struct answer *answer)
 {
-	uint64_t holder;
+	uint64_t name;
 	size_t bytes;
 	void *frames;
 
-	if (sscanf(answer->text, "{\"holder\": %" SCNu64 ", \"pool_bytes\": %zu", &holder,
-		   &bytes) != 2)
+	if (sscanf(answer->text, "{\"holder\": %" SCNu64 ", \"pool_bytes\": %zu", &name, &bytes) !=
+	    2)
 		return -EPROTO;
-	if (answer->fd >= 0) {
-		frames = mmap(NULL, bytes, PROT_READ, MAP_SHARED, answer->fd, 0);
-		if (frames == MAP_FAILED)
-			return -errno;
-		(void)madvise(frames, bytes, MADV_DONTFORK);
-		munmap((void *)(uintptr_t)agent->frames, agent->pool_bytes);
-		close(agent->pool);
-		agent->frames = frames;
-		agent->pool_bytes = bytes;
-		agent->pool = answer->fd;
-	}
-	agent->terms.holder = holder;
+	if (!answer->nr_fds)
+		return 0;
+	if (answer->nr_fds != 2)
+		return -EPROTO;
+	frames = mmap(NULL, bytes, PROT_READ, MAP_SHARED, answer->fds[0], 0);
+	if (frames == MAP_FAILED)
+		return -errno;
+	(void)madvise(frames, bytes, MADV_DONTFORK);
+	munmap((void *)(uintptr_t)agent->frames, agent->pool_bytes);
+	close(agent->pool);
+	ksmemu_holder_close(&agent->holder);
+	agent->frames = frames;
+	agent->pool_bytes = bytes;
+	agent->pool = answer->fds[0];
+	agent->holder = (struct ksmemu_holder){ answer->fds[1], name };
+	answer->nr_fds = 0;
 	return 0;
 }
 
@@ -328,8 +370,10 @@ static int take_pool(struct ksmemu_agent *agent, const struct answer *answer)
 /* Take new sockets in place of those whose other end is gone. */
 static void take_sockets(struct ksmemu_agent *agent, int *control, int *order)
 {
-	close(agent->control);
-	close(agent->order);
+	if (agent->control >= 0) { /* a forked child has none yet */
+		close(agent->control);
+		close(agent->order);
+	}
 	agent->control = *control;
 	agent->order = *order;
 	*control = *order = -1;
@@ -337,7 +381,7 @@ static void take_sockets(struct ksmemu_agent *agent, int *control, int *order)
 
 static int join(struct ksmemu_agent *agent, bool with_pool)
 {
-	struct answer answer = { .fd = -1 };
+	struct answer answer = { .nr_fds = 0 };
 	int error, pair[2];
 
 	AUTO_CLOSE int control = connect_to(agent);
@@ -352,11 +396,9 @@ static int join(struct ksmemu_agent *agent, bool with_pool)
 	error = say_hello(agent, control, theirs, with_pool, &answer);
 	if (!error)
 		error = take_pool(agent, &answer);
-	if (error) {
-		if (answer.fd >= 0)
-			close(answer.fd);
+	close_fds(&answer);
+	if (error)
 		return error;
-	}
 	take_sockets(agent, &control, &order);
 	error = tell_all(agent);
 	if (!error) {
@@ -388,7 +430,6 @@ bool ksmemu_resume(struct ksmemu_agent *agent)
 {
 	AUTO_CLOSE int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
 
-	atomic_store(&agent->is_alive, false);
 	while (!is_to_end(agent)) {
 		/* First the watch, then the look: what comes in between is seen. A ksmd moves its socket here. */
 		bool is_watched = inotify_add_watch(watch, agent->terms.directory,

@@ -97,6 +97,8 @@ int ksmemu_space_set_protections(struct ksmemu_space *space,
 void ksmemu_space_drop(struct ksmemu_space *space)
 {
 	close(space->own);
+	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++)
+		ksmemu_holder_close(&space->ancestors[i].holder);
 	free(space->advised);
 	free(space->protections);
 	free(space->notes);

@@ -26,6 +26,9 @@ static inline uint64_t ksmemu_frame_of(const struct ksmemu_run *run, uint32_t i)
 /** ksmemu_freeze() - hold every writer of the range; on error the caller still owes thaw and wake */
 int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size);
 
+/** ksmemu_read_by_force() - read also where mprotect(2) forbids it; as pread(2) */
+ssize_t ksmemu_read_by_force(uintptr_t address, void *bytes, size_t size);
+
 /** ksmemu_arm() - record writes from now on, and take what is there as read */
 int ksmemu_arm(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
 

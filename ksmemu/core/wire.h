@@ -45,6 +45,11 @@ enum ksmemu_report_kind {
 	KSMEMU_MAPPED =
 		9, /* to a new ksmd: merged already, with the frame `value` and those after it */
 	KSMEMU_RESUMED = 10, /* to a new ksmd: it has heard all of this space */
+	KSMEMU_FORKED =
+		11, /* the own object is the ancestor `value` now, whose holder `id` names; beside
+				   it, two descriptors: the new own object, read-only, and the holder's */
+	KSMEMU_INHERITED =
+		12, /* shows the ancestor `value`, and has not been written since; 0: the own object */
 };
 
 struct ksmemu_order {

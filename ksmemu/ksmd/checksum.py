@@ -73,7 +73,7 @@ class Checksum:
         self.zero = self._of_zeros()
 
     def pages(self, slot: MmSlot, pages: Pages) -> Fingerprints:
-        """Return the fingerprint of each page, as its own object holds it now.
+        """Return the fingerprint of each page, as its own object holds it now, or what it inherited.
 
         Raises:
             OSError: ENODATA: the worker has shrunk its object.
@@ -88,6 +88,9 @@ class Checksum:
         """
         numbers = pages.astype(np.uint64)
         found = np.empty(len(pages), dtype=np.uint64)
+        if slot.ancestors:
+            self._read_sources(slot, pages, found)
+            return Reading(found)
         nr_parts = min(self._nr_threads, -(-len(pages) // _PAGES_A_THREAD))
         own = _second(slot.own) if nr_parts > 1 else None
         if own is None:
@@ -99,6 +102,13 @@ class Checksum:
             for low, high in itertools.pairwise(bounds)
         ]
         return Reading(found, parts, own)
+
+    def _read_sources(self, slot: MmSlot, pages: Pages, found: Fingerprints) -> None:
+        """Read pages of a space whose process has forked, or was: from wherever each of them is."""
+        for file, index in slot.sources(pages):
+            part = np.empty(len(index), dtype=np.uint64)
+            _core.checksum_pages(file, pages[index].astype(np.uint64), self.seed, part)
+            found[index] = part
 
     def _of_zeros(self) -> int:
         hole = os.memfd_create("zeros", os.MFD_CLOEXEC)

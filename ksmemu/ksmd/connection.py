@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from ksmemu import wire
 from ksmemu.domain_key import Key, is_label, stands_for_many
-from ksmemu.ksmd import merge, rehome, takeover
+from ksmemu.ksmd import forked, merge, own, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -87,9 +86,9 @@ def join(
         domain = domains.of(key)
         if "resumes" in body and any(worker.pid == pid for worker in domain.workers):
             raise WireError("a worker that resumes, and is one of ours still")
-        pool, given = _pool_for(domains, domain, body, fds[2:])
+        held, given = _holder_for(domains, domain, body, fds[2:])
         if given:
-            undo.callback(os.close, pool)
+            undo.callback(os.close, held)
         worker = Worker(
             pid,
             key,
@@ -99,6 +98,7 @@ def join(
             pagemap=os.dup(fds[1]),
             holder=given or _number(body, "holder"),
             nr_unheard=_number(body, "resumes") if "resumes" in body else 0,
+            is_forked=body.get("forked") is True,
             merge_any=body.get("merge_any") is True,
             refuses=body.get("refuses") is True,
         )
@@ -106,8 +106,10 @@ def join(
         failed.callback(worker.close)
         worker.count_mappings()
         reply: dict[str, object] = {"holder": worker.holder, "pool_bytes": domain.pool.nr_bytes, **terms}
-        wire.send_control(control, reply, (pool,) if given else ())
+        wire.send_control(control, reply, (domain.pool.read_only(), held) if given else ())
         failed.pop_all()
+    if not worker.nr_unheard:
+        domain.pool.known.add(worker.holder)
     return worker
 
 
@@ -135,8 +137,8 @@ def _check_hello(
     return pid, Key(uid, label)
 
 
-def _pool_for(domains: Domains, domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
-    """Return (descriptor, holder) to give to a worker; holder is 0 where it has that descriptor already."""
+def _holder_for(domains: Domains, domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
+    """Return (descriptor, holder) to give to a worker; holder is 0 where it has that already."""
     if not fds:
         return domain.pool.give()
     others = (other for other in domains if other is not domain)
@@ -171,7 +173,25 @@ def answer(
         worker.merge_any, worker.refuses = merge_any, refuses
         wire.send_control(worker.control, {})
         return None
+    if isinstance(said := body.get("ancestor"), dict):
+        _add_ancestor(domain, worker, said, fds)
+        wire.send_control(worker.control, {})
+        return None
     return _register(domain, worker, space_id, everywhere, (body, fds))
+
+
+def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: list[int]) -> None:
+    """A worker that resumes tells what its space has shown since a fork; descriptors are closed, or kept."""
+    with contextlib.ExitStack() as undo:
+        for fd in fds:
+            undo.callback(os.close, fd)
+        space, number, holder = (_number(said, name) for name in ("space", "number", "holder"))
+        slot = worker.slot(space)
+        if slot is None or len(fds) != 1 or not worker.nr_unheard:
+            raise WireError("an ancestor of nothing")
+        forked.check_ancestor(domain, slot, fds[0], number, holder)
+        undo.pop_all()
+    slot.unheard.append((forked.add_ancestor(domain, slot, fds[0], number), holder))
 
 
 def _number(body: dict[str, object], name: str) -> int:
@@ -207,7 +227,7 @@ def _register(
             raise WireError(f"a space at {start:#x} of {size} bytes")
         if not 0 <= number <= _MAX_NUMBER or worker.slot(number) is not None:
             raise WireError(f"space {number}, which there is already")
-        _check_own(worker, fds[0], size)
+        own.check(domain, fds[0], size)
         if everywhere is None:
             _refuse_space(worker, errno.EMFILE, SHARE_USED)
         elif not _has_room(everywhere, fds[0], size):
@@ -219,7 +239,7 @@ def _register(
         raise
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, fds[0])
-        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, number, node)
+        slot = MmSlot(space_id, start, nr_pages, fds[0], worker.pagemap, node, number=number)
         wire.send_control(worker.control, {})
         undo.pop_all()
     worker.slots.append(slot)
@@ -235,31 +255,12 @@ def _refuse_space(worker: Worker, number: int, text: str) -> NoReturn:
     raise NoRoomError(text)
 
 
-def _check_own(worker: Worker, own: int, size: int) -> None:
-    """Refuse what is not shared memory of the worker's own user.
-
-    ksmd shows nobody what it reads there; but what a worker was merely let read is not its memory to merge.
-
-    Raises:
-        WireError: it is refused.
-    """
-    try:
-        fcntl.fcntl(own, fcntl.F_GET_SEALS)  # shared memory alone has seals; no file system is asked
-    except OSError:
-        raise WireError("an own object that is no shared memory") from None
-    found = os.fstat(own)
-    if not stat.S_ISREG(found.st_mode) or found.st_size < size:
-        raise WireError("an own object that is none")
-    if found.st_uid != worker.key.uid:
-        raise WireError(f"an own object of uid {found.st_uid}")
-
-
-def _has_room(everywhere: Iterable[MmSlot], own: int, size: int) -> bool:
+def _has_room(everywhere: Iterable[MmSlot], file: int, size: int) -> bool:
     """Whether every hole of every own object in this file system could be written: else SIGBUS threatens."""
-    system = os.fstatvfs(own)
+    system = os.fstatvfs(file)
     if not system.f_blocks:
         return True
-    device = os.fstat(own).st_dev
+    device = os.fstat(file).st_dev
     promised = sum(slot.hole_bytes() for slot in everywhere if slot.is_on(device))
     return promised + size <= system.f_bavail * system.f_frsize
 
@@ -270,20 +271,35 @@ def report(domain: Domain, worker: Worker) -> None:
     Raises:
         WireError: garbage. EOFError: the agent is gone. BlockingIOError: there is none.
     """
-    message = worker.order.recv(wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
+    message, fds, _ = wire.receive_with_fds(worker.order, wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
     if not message:
         raise EOFError
     worker.heard_at = time.monotonic()
+    with contextlib.ExitStack() as undo:
+        for fd in fds:
+            undo.callback(os.close, fd)
+        _enter_report(domain, worker, message, fds)
+        undo.pop_all()
+
+
+def _enter_report(domain: Domain, worker: Worker, message: bytes, fds: list[int]) -> None:
+    """Enter a report; descriptors that came with it are closed after an error, otherwise they are used up."""
     kind, number, order_id, epoch, frozen_ns, spans = wire.unpack_report(message)
-    if kind is ReportKind.OUTCOME:
+    if kind is ReportKind.OUTCOME and not fds:
         domain.stats.freeze_max_ns = max(domain.stats.freeze_max_ns, frozen_ns)
         _outcome(domain, worker, (number, order_id), epoch, spans)
         return
     slot = worker.slot(number)
     if slot is None:
         raise WireError(f"a report of space {number}, which there is not")
+    if fds and kind is not ReportKind.FORKED:
+        raise WireError("descriptors with a report that has none")
     slot.epoch = epoch
-    if kind is ReportKind.MAPPED or kind is ReportKind.RESUMED:
+    if kind is ReportKind.FORKED:
+        forked.divide(domain, slot, order_id, spans, fds)
+    elif kind is ReportKind.INHERITED:
+        forked.inherited(domain, slot, spans)
+    elif kind is ReportKind.MAPPED or kind is ReportKind.RESUMED:
         _resume(domain, worker, slot, kind, spans)
     else:
         _change(domain, slot, kind, spans)
@@ -324,8 +340,12 @@ def _resume(
     if kind is ReportKind.MAPPED:
         takeover.mapped(domain, slot, spans)
         return
+    for ancestor, holder in slot.unheard:
+        ancestor.known.add(holder)
+    slot.unheard.clear()
     worker.nr_unheard -= 1
     if not worker.nr_unheard:
+        domain.pool.known.add(worker.holder)
         takeover.drop_orphans(domain)
 
 
@@ -344,8 +364,7 @@ def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[n
         if kind is ReportKind.ADVISED:
             slot.advised.put(start, end, True)
             slot.known_surplus = None
-            left = slot.rmap.tracked(start, end)
-            slot.rmap.move(left[slot.rmap.state[left] == State.LEFT], State.MERGED)
+            domain.count_left(slot, slot.rmap.tracked(start, end))
         elif kind is ReportKind.UNSHAREABLE:
             slot.advised.put(start, end, None)
         elif kind is not ReportKind.REFUSED:
@@ -375,5 +394,6 @@ def reap(domain: Domain, worker: Worker) -> None:
         merge.abandon(domain, order)
     worker.orders.clear()
     domain.workers.remove(worker)
+    domain.pool.known.discard(worker.holder)
     worker.close()
     takeover.drop_orphans(domain)

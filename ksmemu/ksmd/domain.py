@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from ksmemu import wire
 from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
 from ksmemu.domain_key import Key
+from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.checksum import Checksum
 from ksmemu.ksmd.events import Events, Trace
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -100,6 +102,7 @@ class Domain:
         self.slots: dict[int, MmSlot] = {}
         self.workers: list[Worker] = []
         self.owner: dict[int, Worker] = {}
+        self.ancestors: dict[tuple[int, int], Ancestor] = {}
         self.stable = Stable(self.pool)
         self.unstable = Unstable(self.slots)
         self.stats = Stats()
@@ -214,6 +217,8 @@ class Domain:
         frames = rmap.tag[holds_frame].astype(np.int64)
         rmap.tag[holds_frame] = self.pool.checksums(frames)
         self.pool.release(frames, places(slot.id, holds_frame))
+        if slot.ancestors:
+            self.inherit(slot, slot.heritage(start, end), 0)
         rmap.tag[pages[states == State.ZERO]] = 0
         rmap.move(pages, State.ABSENT)
         slot.former.append(pages)
@@ -229,6 +234,37 @@ class Domain:
             pages = pages[np.isin(slot.rmap.state[pages], SHOWS_FRAME)]
             shown.append(slot.rmap.tag[pages].astype(np.int64))
         return np.concatenate(shown)
+
+    def inherit(self, slot: MmSlot, pages: Pages, number: int) -> None:
+        """Pages of a slot show an ancestor, or 0: none."""
+        if slot.ancestors:
+            slot.inherit(pages, number)
+            for ancestor in slot.ancestors.values():
+                ancestor.sweep()
+
+    def ancestor(self, file: int, nr_pages: int) -> Ancestor:
+        """Return the ancestor that a descriptor is of, which is this domain's from here on or closed."""
+        key = os.fstat(file).st_dev, os.fstat(file).st_ino
+        if key in self.ancestors:
+            os.close(file)
+        else:
+            self.ancestors[key] = Ancestor(file, nr_pages)
+        return self.ancestors[key]
+
+    def sweep_ancestors(self) -> None:
+        """Give back what nobody shows of ancestors, and forget those of which nothing is shown."""
+        for key, ancestor in list(self.ancestors.items()):
+            ancestor.sweep()
+            if not ancestor.nr_slots and not ancestor.has_strangers():
+                ancestor.close()
+                del self.ancestors[key]
+
+    def count_left(self, slot: MmSlot, pages: Pages) -> None:
+        """Those of some pages that are LEFT count from now on."""
+        left = pages[slot.rmap.state[pages] == State.LEFT]
+        is_zero = slot.rmap.tag[left] == NO_FRAME
+        slot.rmap.move(left[~is_zero], State.MERGED)
+        slot.rmap.move(left[is_zero], State.ZERO)
 
     def take_renewed(self) -> tuple[Places, Frames]:
         """Return the pages that were renewed since the last call, and their frames; a page may come twice."""
@@ -271,7 +307,8 @@ class Domain:
         for slot in self.slots.values():
             pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
             tags.append(slot.rmap.tag[pages[slot.rmap.state[pages] == State.LEFT]])
-        frames, counts = counted(np.concatenate(tags))
+        left = np.concatenate(tags)
+        frames, counts = counted(left[left != NO_FRAME])
         return int((self.pool.refs[frames] == counts).sum())
 
     def processes(self) -> Iterable[tuple[int, Process]]:
@@ -282,6 +319,8 @@ class Domain:
         """Let go of everything; what is merged stays merged in the workers."""
         for worker in self.workers:
             worker.close()
+        for ancestor in self.ancestors.values():
+            ancestor.close()
         self.pool.close()
 
 

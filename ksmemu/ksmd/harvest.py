@@ -121,8 +121,17 @@ def _moving(rmap: Rmap, stretch: Stretch, written: Mask, skipped: Mask) -> list[
 
 def find_broken(slot: MmSlot, stretch: Stretch) -> Pages:
     """Return those of the tracked pages that were merged and that the kernel copied, as they were written."""
-    merged = slot.rmap.in_states(stretch, State.MERGED, State.ZERO)
-    return stretch.pages(merged & _walk(_core.find_private, slot, stretch, merged, _COPY_GAP))
+    return _copied(slot, stretch, slot.rmap.in_states(stretch, State.MERGED, State.ZERO))
+
+
+def find_written_heritage(slot: MmSlot, stretch: Stretch) -> Pages:
+    """Return the same of those that show what was there before a fork."""
+    own = slot.rmap.in_states(stretch, State.NEW, State.UNSTABLE)
+    return _copied(slot, stretch, own & (slot.home[stretch.index] > 0))
+
+
+def _copied(slot: MmSlot, stretch: Stretch, which: Mask) -> Pages:
+    return stretch.pages(which & _walk(_core.find_private, slot, stretch, which, _COPY_GAP))
 
 
 def _walk(

@@ -1,8 +1,8 @@
 """Who may still map frames of a pool: the kernel keeps count, and does so when ksmd has died.
 
-Each worker has an open file of its own for the pool. On it ksmd sets a lock on one byte, at an offset that is
-the name of the holder. Such a lock (F_OFD_SETLK) belongs to the open file: it lasts as long as any descriptor
-or mapping made with it, in whatever process, and no longer. It keeps nobody from anything.
+Each process that may has an open file of its own for the pool, with a lock on one byte, at an offset that is
+the name of the holder. Such a lock (F_OFD_SETLK) belongs to the open file, and goes with it: when the process
+dies or starts another program. It keeps nobody from anything. core/holder.c has it for a process that forks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def name(file: int) -> int:
     return holder
 
 
-def is_named(ours: int, file: int, holder: int) -> bool:
-    """Return whether an open file has this name; `ours` is another open file of the pool, without one."""
-    return _first(ours, holder, holder + 1) == holder and _first(file, holder, holder + 1) is None
+def is_anothers(file: int, holder: int) -> bool:
+    """Return whether a name is that of another open file of the object than this one."""
+    return _first(file, holder, holder + 1) == holder
 
 
 def living(ours: int) -> set[int]:

@@ -63,6 +63,22 @@ class Ladders:
                 self._above[without] = ladder.base + 1
                 ladder.nr_dups += len(without)
 
+    def bases(self, frames: Frames) -> npt.NDArray[np.int64]:
+        """Return of each frame the base of the ladder that it is a rung of, or -1."""
+        found = np.full(len(frames), -1)
+        for ladder in self._by_content.values():
+            found[(frames >= ladder.base) & (frames < ladder.base + RUNGS)] = ladder.base
+        return found
+
+    def content(self, base: int) -> int:
+        """Return the fingerprint of what the ladder with this base holds."""
+        return next(content for content, ladder in self._by_content.items() if ladder.base == base)
+
+    def lengthen(self, base: int, frames: Frames) -> None:
+        """New dups of the content of a ladder belong to it."""
+        self._above[frames] = base + 1
+        self._by_content[self.content(base)].nr_dups += len(frames)
+
     def drop(self, frames: Frames) -> None:
         """These dups are gone; a ladder without one goes too."""
         for frame in frames[self._above[frames] > 0].tolist():

@@ -90,8 +90,10 @@ def _new_frames(
     for slot_id, index in by_slot(claims.leaders[to_fill]):
         which = to_fill[index]
         slot, pages = domain.slots[slot_id], pages_of(claims.leaders[which])
+        found = np.empty(len(pages), dtype=np.uint64)
         try:
-            found = domain.pool.fill(slot.own, pages, frames[which], domain.checksum.seed)
+            for file, at in slot.sources(pages):
+                found[at] = domain.pool.fill(file, pages[at], frames[which[at]], domain.checksum.seed)
         except OSError as error:
             log.warning("%d frames could not be filled: %s", len(which), error.strerror)
             filled[which] = False
@@ -158,6 +160,7 @@ def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None
         domain.events.merge(order.slot, order.pages[live], order.frames[live], errors[live])
     rmap.move(order.pages[done & has_frame], State.MERGED)
     rmap.move(order.pages[done & ~has_frame], State.ZERO)
+    domain.inherit(order.slot, order.pages[done], 0)
     domain.stats.merges += int(done.sum())
     if not done.all():
         _leave(domain, order, errors)

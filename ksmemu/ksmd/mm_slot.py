@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from ksmemu import _core
 from ksmemu.intervals import IntervalMap
-from ksmemu.ksmd.ranges import Pages, expand, from_core
-from ksmemu.ksmd.rmap import SHOWS_FRAME, Rmap, State
+from ksmemu.ksmd.ancestor import Ancestor
+from ksmemu.ksmd.columns import column
+from ksmemu.ksmd.ranges import Pages, expand, from_core, union
+from ksmemu.ksmd.rmap import CHUNK, SHOWS_FRAME, Rmap, State
 from ksmemu.units import PAGE_SIZE
 
 
@@ -28,12 +30,14 @@ class MmSlot:
     nr_pages: int
     own: int
     pagemap: int
-    number: int = 0
-    """What its worker calls it."""
     node: int = 0
     """The simulated NUMA node of its pages, but for those that `nodes` names."""
     epoch: int = 0
+    number: int = 0
+    """What its worker calls it."""
     rmap: Rmap = field(init=False)
+    home: npt.NDArray[np.uint8] = field(init=False)
+    """Of each page the number of the ancestor that it shows, also where it is not tracked; 0: none."""
     advised: IntervalMap[bool] = field(default_factory=IntervalMap)
     """Mergeable pages."""
     refused: IntervalMap[bool] = field(default_factory=IntervalMap)
@@ -44,11 +48,17 @@ class MmSlot:
     """Pages that the own object holds besides those in the books (advised once, and not now), as of the last
     discovery; None: there is something to discover."""
 
+    ancestors: dict[int, Ancestor] = field(default_factory=dict)
+    """What was its own object before a fork, by the number that the agent gave."""
+    unheard: list[tuple[Ancestor, int]] = field(default_factory=list)
+    """Holders of ancestors, by name, that have yet to say what they show, as the process resumes."""
+    _heritage_chunks: Pages = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     former: list[Pages] = field(default_factory=list)
     """Pages that were forgotten since the scan came by; it knows them again if they are back by then."""
 
     def __post_init__(self) -> None:
         self.rmap = Rmap(self.nr_pages)
+        self.home = column(self.nr_pages, np.uint8)
 
     def nodes_of(self, pages: Pages) -> npt.NDArray[np.int64]:
         """Return the node of each page; where no range has one of its own, the one of all of them."""
@@ -61,7 +71,7 @@ class MmSlot:
 
     def has_unseen_data(self) -> bool:
         """Whether the own object holds other than at the last discovery, and by the books since."""
-        return self._held() - self.rmap.nr_own != self.known_surplus
+        return bool(self.ancestors) or self._held() - self.rmap.nr_own != self.known_surplus
 
     def _held(self) -> int:
         """Return how many pages the own object holds now."""
@@ -99,6 +109,57 @@ class MmSlot:
         """Whether the own object lies in the file system with this device number."""
         return os.fstat(self.own).st_dev == device
 
+    # ---- after a fork ----------------------------------------------------------------------------
+
+    def add_ancestor(self, number: int, ancestor: Ancestor) -> None:
+        """From now on the agent calls an ancestor so; it does not show the one that it called so before."""
+        self._drop_ancestor(number)
+        ancestor.nr_slots += 1
+        self.ancestors[number] = ancestor
+
+    def _drop_ancestor(self, number: int) -> None:
+        former = self.ancestors.pop(number, None)
+        if former is not None:
+            pages = self.heritage(0, self.nr_pages)
+            pages = pages[self.home[pages] == number]
+            former.release(pages)
+            self.home[pages] = 0
+            former.nr_slots -= 1
+
+    def inherit(self, pages: Pages, number: int) -> None:
+        """Pages (each named once) show an ancestor; 0: their own object, as all do at first."""
+        for before in np.unique(self.home[pages]).tolist():
+            if before:
+                self.ancestors[before].release(pages[self.home[pages] == before])
+        if number:
+            self.ancestors[number].acquire(pages)
+            self._heritage_chunks = union(self._heritage_chunks, pages // CHUNK)
+        self.home[pages] = number
+
+    def heritage(self, start: int, end: int) -> Pages:
+        """Return the pages in [start, end) that show an ancestor."""
+        low, high = np.searchsorted(self._heritage_chunks, [start // CHUNK, -(-end // CHUNK)])
+        pages = (self._heritage_chunks[low:high, None] * CHUNK + np.arange(CHUNK)).reshape(-1)
+        pages = pages[(pages >= start) & (pages < min(end, self.nr_pages))]
+        shown: Pages = pages[self.home[pages] > 0]
+        return shown
+
+    def is_inherited(self, pages: Pages) -> npt.NDArray[np.bool_]:
+        """Return which pages show an ancestor."""
+        return self.home[pages] > 0
+
+    def sources(self, pages: Pages) -> list[tuple[int, npt.NDArray[np.int64]]]:
+        """Return (descriptor, index) for each object that holds some of the pages: those at pages[index]."""
+        if not self.ancestors:
+            return [(self.own, np.arange(len(pages)))]
+        homes = self.home[pages]
+        return [
+            (self.ancestors[home].file if home else self.own, np.flatnonzero(homes == home))
+            for home in np.unique(homes).tolist()
+        ]
+
     def close(self) -> None:
-        """Close the own object."""
+        """Close the own object, and leave the ancestors."""
+        for number in list(self.ancestors):
+            self._drop_ancestor(number)
         os.close(self.own)

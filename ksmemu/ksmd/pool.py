@@ -22,7 +22,7 @@ from ksmemu.ksmd.rmap import NO_FRAME
 from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.units import PAGE_SIZE
 
-_MODE = 0o400
+_MODE = 0o444
 """Nobody opens it for writing again, not even through /proc/self/fd of a descriptor that was given."""
 _SHARE = 4
 """A file system with room for this part of memory is large enough for the pool; most have twice that."""
@@ -48,7 +48,8 @@ class Pool:
         fingerprint: of what the frame holds.
         is_fresh: allocated, and never had two pages yet.
         was_given: a worker has a descriptor of it: no other pool can take its place.
-        nr_orphans: frames that hold data since a ksmd before this one, and that nobody has named yet.
+        known: names of the holders that have said what they map.
+        nr_orphans: frames that nobody names who is known, while there are others.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,9 @@ class Pool:
         self.nr_bytes = self.nr_frames * PAGE_SIZE
         self._fd = shared_object.create(self.nr_bytes, needed=self.nr_bytes // _SHARE)
         os.fchmod(self._fd, _MODE)
+        self._read_only = shared_object.open_read_only(self._fd)
         self.was_given = False
+        self.known: set[int] = set()
         self.refs = column(self.nr_frames, np.uint32)
         self.pending = column(self.nr_frames, np.uint32)
         self.fingerprint = column(self.nr_frames, np.uint64)
@@ -73,9 +76,14 @@ class Pool:
     def close(self) -> None:
         """Forget the pool; it lives as long as somebody maps a frame."""
         os.close(self._fd)
+        os.close(self._read_only)
+
+    def read_only(self) -> int:
+        """Return the descriptor with which workers map frames."""
+        return self._read_only
 
     def give(self) -> tuple[int, int]:
-        """Return (descriptor, holder): the caller's, to hand to a worker, and what ksmd calls it.
+        """Return (descriptor, holder): the caller's, for a worker to keep, and its name.
 
         Raises:
             OSError: EMFILE, ENFILE, ENOLCK.
@@ -93,13 +101,9 @@ class Pool:
         """Return whether a descriptor is of this pool."""
         return os.path.samestat(os.fstat(file), os.fstat(self._fd))
 
-    def is_named(self, file: int, holder: int) -> bool:
-        """Return whether a descriptor of this pool was given with this name."""
-        return 0 < holder < holders.MAX_HOLDER and holders.is_named(self._fd, file, holder)
-
-    def holders(self) -> set[int]:
-        """Return the names of all descriptors given that are still of use to somebody."""
-        return holders.living(self._fd)
+    def has_strangers(self) -> bool:
+        """Return whether somebody may map frames who has not said which."""
+        return bool(holders.living(self._fd) - self.known)
 
     def adopt(self, file: int, seed: int) -> None:
         """Become the pool of a ksmd that died: `file` is a worker's descriptor. Nothing was given yet.
@@ -121,8 +125,9 @@ class Pool:
         except BaseException:
             os.close(adopted)
             raise
-        os.close(self._fd)
+        self.close()
         self._fd, self.was_given = adopted, True
+        self._read_only = shared_object.open_read_only(adopted)
         self.fingerprint[frames] = found
         self._is_orphan[frames] = True
         self.nr_orphans = len(frames)
@@ -140,8 +145,10 @@ class Pool:
         self.acquire(frames)
         self.settle(frames)
 
-    def drop_orphans(self) -> None:
-        """Give the frames back to the host that nobody has named."""
+    def sweep(self) -> None:
+        """Give the frames back to the host that nobody names, unless there are strangers."""
+        if not self.nr_orphans or self.has_strangers():
+            return
         orphans = np.flatnonzero(self._is_orphan[: self._high])
         self._is_orphan[orphans] = False
         self.nr_orphans = 0
@@ -205,7 +212,18 @@ class Pool:
         gone = which[self.refs[which] == 0]
         self.nr_used -= len(gone)
         self.ladders.drop(gone)
-        self.discard(gone)
+        self._free(gone)
+
+    def _free(self, frames: Frames) -> None:
+        """Give frames (ascending) back that nobody names who is known: now, or when there are no strangers.
+
+        A forked child maps what its parent mapped, and is a stranger until it has said so.
+        """
+        if len(frames) and self.has_strangers():
+            self._is_orphan[frames] = True
+            self.nr_orphans += len(frames)
+        else:
+            self.discard(frames)
 
     def take_gaps(self) -> Gaps:
         """Return where pages left frames that are still in use, since the last call."""
@@ -237,7 +255,7 @@ class Pool:
     def give_back(self, frames: Frames) -> None:
         """Undo set_aside(); nothing maps these frames (ascending)."""
         self.refs[frames] = 0
-        self.discard(frames)
+        self._free(frames)
 
     def copy(self, frame: int, frames: Frames) -> bool:
         """Copy one frame to others; return False, with a word in the log, where there is no room for them."""

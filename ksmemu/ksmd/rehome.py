@@ -26,9 +26,10 @@ from ksmemu.units import PAGE_SIZE
 
 
 def order(domain: Domain, slot: MmSlot, pages: Pages) -> None:
-    """Order merged pages (ascending) back to their own object."""
+    """Order pages (ascending) back to their own object that are merged, or were inherited and are written."""
     if not len(pages):
         return
+    slot.rmap.tag[pages[slot.is_inherited(pages)]] = NO_FRAME
     slot.rmap.move(pages, State.REHOMING)
     laid = runs.lay_out(pages, np.full(len(pages), wire.FRAME_ZERO, dtype=np.uint64))
     frames = slot.rmap.tag[pages].astype(np.int64)
@@ -98,16 +99,20 @@ def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     """Enter the outcome of a rehome order: errors holds 0 or an errno for each of its pages."""
     rmap = done.slot.rmap
     home = done.live & (errors == 0)
+    was_inherited = done.slot.is_inherited(done.pages)
     if domain.events.is_on:
-        domain.events.remove(done.slot, done.pages[home], done.frames[home])
+        showed = home & ~was_inherited
+        domain.events.remove(done.slot, done.pages[showed], done.frames[showed])
     rmap.tag[done.pages[home]] = domain.pool.checksums(done.frames[home])
     domain.pool.release(done.frames[home], places(done.slot.id, done.pages[home]))
     rmap.move(done.pages[home], State.WRITTEN)
-    # What failed is merged still, and found again by the next scan.
+    domain.inherit(done.slot, done.pages[home], 0)
+    # What failed is as it was, and found again by the next scan.
     failed = done.live & (errors != 0)
-    is_zero = done.frames == NO_FRAME
-    rmap.move(done.pages[failed & ~is_zero], State.MERGED)
-    rmap.move(done.pages[failed & is_zero], State.ZERO)
+    has_frame = done.frames != NO_FRAME
+    rmap.move(done.pages[failed & has_frame], State.MERGED)
+    rmap.move(done.pages[failed & ~(has_frame | was_inherited)], State.ZERO)
+    rmap.move(done.pages[failed & was_inherited], State.WRITTEN)
     domain.stats.pages_rehomed += int(home.sum())
 
 

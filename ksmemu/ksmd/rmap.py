@@ -59,7 +59,8 @@ class State(enum.IntEnum):
     REHOMING = 10
     """On the way back, because it was written (BROKEN) or is unmerged. Tag: the frame, still referenced."""
     LEFT = 11
-    """Merged, and no longer ours to count: its advice was withdrawn as in 2009. Tag: the frame."""
+    """Merged, and not ours to count: its advice was withdrawn as in 2009, or a forked child has it from its
+    parent and no scan has passed it yet. Tag: the frame, or NO_FRAME."""
 
 
 class Obstacle(enum.IntEnum):

@@ -18,7 +18,7 @@ from ksmemu import _core
 from ksmemu.ksmd import merge, rehome, smart
 from ksmemu.ksmd.checksum import Reading
 from ksmemu.ksmd.domain import Domain
-from ksmemu.ksmd.harvest import Tracker, find_broken, harvest
+from ksmemu.ksmd.harvest import Tracker, find_broken, find_written_heritage, harvest
 from ksmemu.ksmd.match import Candidates
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.mmlist import Mmlist
@@ -185,6 +185,10 @@ class Scan:
         holds_own, holds_merged = slot.rmap.nr_own > 0, slot.rmap.nr_merged > 0
         nr_skipped = 0
         for stretch in slot.rmap.stretches(start, end):
+            if slot.ancestors:
+                rehome.order(domain, slot, find_written_heritage(slot, stretch))
+            if slot.rmap.counts[State.LEFT] and not domain.rules.forgets_unadvised:
+                domain.count_left(slot, stretch.pages(~stretch.none()))
             if holds_own:
                 nr_skipped += self._harvest(slot, stretch)
             if holds_merged:

@@ -7,7 +7,6 @@ frames hold and who else may map them, ksmd finds out by itself: nothing that a 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from ksmemu.ksmd import holders
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.pool import Frames
@@ -22,8 +22,6 @@ from ksmemu.ksmd.ranges import Pages, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, State
 from ksmemu.ksmd.table import Fingerprints
 from ksmemu.wire import WireError
-
-log = logging.getLogger(__name__)
 
 
 def takes_pool(domain: Domain, others: Iterable[Domain], file: int, holder: int) -> bool:
@@ -45,7 +43,7 @@ def takes_pool(domain: Domain, others: Iterable[Domain], file: int, holder: int)
     if (
         not stat.S_ISREG(found.st_mode)
         or found.st_uid != os.geteuid()
-        or found.st_mode & 0o077
+        or found.st_mode & 0o022
         or found.st_nlink
         or found.st_size != domain.pool.nr_bytes
     ):
@@ -55,13 +53,15 @@ def takes_pool(domain: Domain, others: Iterable[Domain], file: int, holder: int)
         if pool.was_given or any(other.pool.is_same(file) for other in others):
             return False
         pool.adopt(file, domain.checksum.seed)
-    if not pool.is_named(file, holder):
-        raise WireError(f"a pool of holder {holder} that is not called so")
+    if not 0 < holder < holders.MAX_HOLDER or holders.is_anothers(file, holder):
+        raise WireError(f"a holder {holder} that is not called so")
     return True
 
 
 def mapped(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None:
     """Enter what a space shows already: in each span frames that follow each other, or the zero page.
+
+    What a forked child has from its parent is counted from the first scan on, as in the kernel.
 
     Raises:
         WireError: these pages cannot show this; what came before is entered.
@@ -83,6 +83,10 @@ def _enter(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     pool = domain.pool
     if frames[-1] >= pool.nr_frames or not pool.holds_data(frames):
         raise WireError(f"frames [{frames[0]}, +{len(frames)}), of which some hold nothing")
+    bases = pool.ladders.bases(frames)
+    for base in distinct(bases[bases >= 0]).tolist():
+        _enter_rungs(domain, slot, pages[bases == base], base)
+    pages, frames = pages[bases < 0], frames[bases < 0]
     is_new = pool.refs[frames] == 0
     marks = domain.marks_of(slot, pages)
     pool.recognise(frames)
@@ -90,26 +94,44 @@ def _enter(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     _add(domain, (pool.fingerprint[frames] ^ marks)[is_new], frames[is_new])
 
 
+def _enter_rungs(domain: Domain, slot: MmSlot, pages: Pages, base: int) -> None:
+    """A forked child shows rungs of a ladder: in the books it has dups of that content."""
+    content = domain.pool.ladders.content(base)
+    frames, new = _deal(domain, len(pages), content)
+    if len(new) and not domain.pool.copy(base, new):
+        raise WireError("no room for what a forked child shows")
+    _show(domain, slot, pages, frames)
+    domain.pool.ladders.lengthen(base, new)
+    _add(domain, np.full(len(new), content, dtype=np.uint64), new)
+
+
 def _enter_zeros(domain: Domain, slot: MmSlot, pages: Pages) -> None:
     """As merge.py has it: zeros show the zero page; in the books they have frames, unless use_zero_pages."""
     if domain.rules.use_zero_pages:
-        slot.rmap.track(pages, State.ZERO)
-        slot.rmap.tag[pages] = NO_FRAME
+        _show(domain, slot, pages, np.full(len(pages), NO_FRAME))
         return
-    pool = domain.pool
     contents = np.broadcast_to(np.uint64(domain.checksum.zero) ^ domain.marks_of(slot, pages), len(pages))
-    for content in distinct(contents):
+    for content in distinct(contents).tolist():
         alike = pages[contents == content]
-        _, known, sharers = domain.stable.dups(np.array([content]))
-        most = min(domain.rules.max_page_sharing, len(alike))
-        room = np.clip(domain.rules.max_page_sharing - sharers, 0, most)
-        new = pool.allocate(-(-max(len(alike) - int(room.sum()), 0) // most))
-        room = np.concatenate([room, np.full(len(new), most)])
-        frames = np.repeat(np.concatenate([known, new]), room)[: len(alike)]
-        pool.is_fresh[new] = False
-        pool.recognise(frames)
-        _show(domain, slot, alike[: len(frames)], frames)
-        _add(domain, np.full(len(new), content), new)
+        frames, new = _deal(domain, len(alike), content)
+        _show(domain, slot, alike, frames)
+        _add(domain, np.full(len(new), content, dtype=np.uint64), new)
+
+
+def _deal(domain: Domain, nr: int, content: int) -> tuple[Frames, Frames]:
+    """Return (frames, new): frames of one content for so many pages, referenced; the new hold nothing yet."""
+    pool = domain.pool
+    _, known, sharers = domain.stable.dups(np.array([content], dtype=np.uint64))
+    most = min(domain.rules.max_page_sharing, nr)
+    room = np.clip(domain.rules.max_page_sharing - sharers, 0, most)
+    new = pool.allocate(-(-max(nr - int(room.sum()), 0) // most))
+    room = np.concatenate([room, np.full(len(new), most)])
+    frames = np.repeat(np.concatenate([known, new]), room)[:nr]
+    if len(frames) < nr:
+        raise WireError("no frame left for what is merged already")
+    pool.is_fresh[new] = False
+    pool.recognise(frames)
+    return frames, new
 
 
 def _add(domain: Domain, fingerprints: Fingerprints, frames: Frames) -> None:
@@ -121,20 +143,16 @@ def _add(domain: Domain, fingerprints: Fingerprints, frames: Frames) -> None:
 
 def _show(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     """Enter that pages show frames; by the rules of 2009 what is not advised any more is not counted."""
-    slot.rmap.track(pages, State.MERGED)
+    slot.rmap.track(pages, State.LEFT)
     slot.rmap.tag[pages] = frames
     if domain.rules.forgets_unadvised:
         advised = [np.arange(part.start, part.end) for part in slot.advised]
-        slot.rmap.move(pages[~np.isin(pages, np.concatenate([*advised, pages[:0]]))], State.LEFT)
+        pages = pages[np.isin(pages, np.concatenate([*advised, pages[:0]]))]
+    if not domain.owner[slot.id].is_forked:
+        domain.count_left(slot, pages)
 
 
 def drop_orphans(domain: Domain) -> None:
-    """Give back the frames that nobody maps, once all who may map some have said what they map."""
-    pool = domain.pool
-    if not pool.nr_orphans or any(worker.nr_unheard for worker in domain.workers):
-        return
-    unknown = pool.holders() - {worker.holder for worker in domain.workers}
-    if unknown:
-        log.info("%d frames are kept for %d who have not resumed", pool.nr_orphans, len(unknown))
-        return
-    pool.drop_orphans()
+    """Give back what nobody maps, as far as all who may map it have said what they map."""
+    domain.pool.sweep()
+    domain.sweep_ancestors()

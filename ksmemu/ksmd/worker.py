@@ -58,6 +58,8 @@ class Worker:
     """What its descriptor of the pool is called."""
     nr_unheard: int = 0
     """Spaces of which it has yet to say what they show, as it was another ksmd's before."""
+    is_forked: bool = False
+    """It has its spaces from its parent."""
     slots: list[MmSlot] = field(default_factory=list)
     orders: dict[int, Order] = field(default_factory=dict)
     outgoing: deque[bytes] = field(default_factory=deque)
@@ -137,7 +139,7 @@ class Worker:
 
     def nr_descriptors(self) -> int:
         """Return how many descriptors it costs."""
-        return 4 + len(self.slots)
+        return 4 + sum(1 + len(slot.ancestors) for slot in self.slots)
 
     def close(self) -> None:
         """Close every descriptor of this worker and its spaces."""

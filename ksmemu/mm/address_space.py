@@ -397,10 +397,24 @@ class AddressSpace:
         state = "closed" if self._closed else f"{self.start:#x}, +{self.size}"
         return f"<AddressSpace {self.name or ''}[{state}]>"
 
-    def forget_in_child(self) -> None:
-        """This is the copy of a space in a forked child, which has the memory only if it is ordinary."""
-        self._lock = threading.RLock()  # a thread of the parent may have held it
-        if self.is_advised:
+    # ---- fork ------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Wait until no other thread is at work on this space, and keep them all from it."""
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Undo before_fork()."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """This is the copy of a space in a forked child, whose memory is its own.
+
+        Where the parent could not divide it (EMFILE, ENOMEM) the child does not have it: it is closed.
+        """
+        self._lock = threading.RLock()  # the parent's thread holds the other one
+        if self._own is not None and not self._own.is_there():
+            log.warning("%r: the fork could not divide its memory: it is closed here", self)
             self._closed = True
             spaces.discard(self)
 

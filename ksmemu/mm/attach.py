@@ -39,7 +39,7 @@ class _Where(NamedTuple):
     uid: int
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may fork
 _attachments: dict[_Where, Attachment] = {}
 
 
@@ -70,8 +70,9 @@ class Attachment:
                 undo.callback(os.close, pagemap)
                 hello: dict[str, object] = {"hello": wire.VERSION, "domain": self._where.label}
                 fds = (theirs.fileno(), pagemap)
-                reply, (pool,) = self._ask_at(control, hello, fds, nr_fds=1)
+                reply, (pool, held) = self._ask_at(control, hello, fds, nr_fds=2)
                 undo.callback(os.close, pool)
+                undo.callback(os.close, held)
                 self.rfc2009 = bool(reply.get("rfc2009"))
                 holder = self._number(reply, "holder", _MAX_HOLDER)
                 pool_bytes = self._number(reply, "pool_bytes", os.fstat(pool).st_size)
@@ -82,10 +83,11 @@ class Attachment:
                 order=ours.detach(),
                 pool=pool,
                 pool_bytes=pool_bytes,
+                held=held,
+                holder=holder,
                 pagemap=pagemap,
                 directory=self.instance.directory,
                 label=self._where.label,
-                holder=holder,
                 tracks=bool(reply.get("tracks")),
                 rfc2009=self.rfc2009,
             )
@@ -210,10 +212,17 @@ def tell_flags() -> None:
                 attachment.tell_flags()
 
 
-def forget_in_child() -> None:
-    """Forget every attachment: memory and threads stayed with the parent, the core closed its descriptors."""
-    global _lock  # noqa: PLW0603 - a lock that another thread of the parent held is no use here
-    _lock = threading.Lock()
-    for attachment in _attachments.values():
-        attachment.agent.close()
-    _attachments.clear()
+def before_fork() -> None:
+    """Wait until no other thread of this process is at work on an attachment."""
+    _lock.acquire()
+
+
+def after_fork_in_parent() -> None:
+    """Undo before_fork()."""
+    _lock.release()
+
+
+def after_fork_in_child() -> None:
+    """The agents are this process's own; the lock is the parent's."""
+    global _lock  # noqa: PLW0603 - what the parent's thread holds, nobody here can release
+    _lock = threading.RLock()

@@ -1,33 +1,46 @@
-"""What a fork means: the child has ordinary memory, copied on write, and none that was advised.
+"""What a fork means: parent and child have their own memory, as after any fork, and both may go on.
 
-An own object is shared memory: parent and child would write to the same bytes. So the core keeps advised
-spaces out of the child (MADV_DONTFORK), and here the child's objects learn that they are closed.
+The core divides the memory (core/fork.c). Here no other thread is halfway through a change meanwhile, and the
+child's objects get locks of their own.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
+import threading
 
 from ksmemu.mm import attach, flags, merge_pid, spaces
+from ksmemu.mm.address_space import AddressSpace
 
-
-class ForkWarning(RuntimeWarning):
-    """A process with an advised address space forks: the child does not get that memory."""
+_forking = threading.RLock()
+_held: list[AddressSpace] = []
+"""Spaces whose locks the thread that forks has taken; it holds _forking."""
 
 
 def _before() -> None:
-    if any(space.is_advised for space in spaces.every()):
-        text = "fork with an advised AddressSpace: it is closed in the child"
-        warnings.warn(text, ForkWarning, stacklevel=2)
+    _forking.acquire()
+    for space in spaces.every():
+        space.before_fork()
+        _held.append(space)
+    attach.before_fork()
+
+
+def _in_parent() -> None:
+    attach.after_fork_in_parent()
+    while _held:
+        _held.pop().after_fork_in_parent()
+    _forking.release()
 
 
 def _in_child() -> None:
+    global _forking  # noqa: PLW0603 - the parent's thread holds the other one
+    _forking = threading.RLock()
+    attach.after_fork_in_child()
+    _held.clear()
     for space in spaces.every():
-        space.forget_in_child()
-    attach.forget_in_child()
+        space.after_fork_in_child()
     flags.forget_in_child()
     merge_pid.forget_in_child()
 
 
-os.register_at_fork(before=_before, after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -6,8 +6,10 @@ vma ─advise()─▶ adopted into the object, tracked ─▶ ksmd may merge it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -57,7 +59,6 @@ class OwnObject:
         except BaseException:
             os.close(own)
             raise
-        self._fd, self.inode = own, os.fstat(own).st_ino
 
     @property
     def _agent(self) -> _core.Agent:
@@ -68,9 +69,27 @@ class OwnObject:
         """Where the ksmd runs that knows this object."""
         return self._attachment.instance
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Yield a descriptor of the object as it is now: a fork replaces it."""
+        fd = self._agent.own(self.id)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def is_there(self) -> bool:
+        """Return whether this process has the object: a forked child may not."""
+        try:
+            with self._opened():
+                return True
+        except OSError as error:
+            return error.errno != errno.ENOENT
+
     def held_bytes(self) -> int:
         """Return what the object holds of the host's memory now (st_blocks)."""
-        return os.fstat(self._fd).st_blocks * 512
+        with self._opened() as own:
+            return os.fstat(own).st_blocks * 512
 
     def tell_node(self, start: int, end: int, node: int) -> None:
         """Let ksmd know the node of [start, end), unless it does; what it learns holds until told otherwise.
@@ -159,7 +178,9 @@ class OwnObject:
             return
         before = self._vmas.mergeable()
         needed = sum(len(part) for part in self._merged(vma))
-        if needed > room.object_bytes(self._fd):
+        with self._opened() as own:
+            has_room = needed <= room.object_bytes(own)
+        if not has_room:
             text = f"{os.strerror(errno.EAGAIN)}: no room for the {needed} bytes that unmerging needs"
             raise OSError(errno.EAGAIN, text)
         unmerged = replace(vma.value, mergeable=False, from_outside=False, refused=refused)
@@ -197,7 +218,9 @@ class OwnObject:
         self._agent.withdraw(self.id, advised)
 
     def _merged(self, vma: Vma) -> list[Range]:
-        return maps.not_of(self.inode, vma.start, vma.end)
+        """Return what shows frames, zeros, or what was there before a fork."""
+        with self._opened() as own:
+            return maps.not_of(os.fstat(own).st_ino, vma.start, vma.end)
 
     def unmap(self, vma: Vma) -> None:
         """Take a VMA away that is gone from the map of VMAs; OSError ENOMEM."""

@@ -89,9 +89,10 @@ def _resumes_in_another_domain(state, directory):
     with connect(directory) as control, ours, theirs:
         wire.send_control(control, {"hello": wire.VERSION}, (theirs.fileno(), pagemap))
         os.close(pagemap)
-        reply, (pool,) = wire.receive_control(control)
-        found = _refused(state, directory, pool, holder=reply["holder"], domain="other")
+        reply, (pool, held) = wire.receive_control(control)
+        found = _refused(state, directory, held, holder=reply["holder"], domain="other")
         os.close(pool)
+        os.close(held)
         return found
 
 
@@ -115,7 +116,7 @@ def _objects(state, directory):
 
     offer("too short", os.memfd_create("pool"), length=PAGE)
     offer("too long", os.memfd_create("pool"), length=size + PAGE)
-    offer("others may read it", os.memfd_create("pool"), mode=0o444)
+    offer("its group may write to it", os.memfd_create("pool"), mode=0o464)
     offer("others may write to it", os.memfd_create("pool"), mode=0o602)
     offer("a file", os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600))
     offer("a directory", os.open(directory, os.O_RDONLY), length=None)

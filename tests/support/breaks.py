@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE_STEPS = {"freeze", "verify", "wake", "rearm", "punch", "copy"}
+CORE_STEPS = {"ancestor", "freeze", "verify", "wake", "rearm", "punch", "copy"}
 
 
 def built_core():

@@ -39,10 +39,11 @@ class Joined:
             order=theirs.detach(),
             pool=read_only,
             pool_bytes=nr_frames * PAGE,
+            held=os.dup(read_only),
+            holder=1,
             pagemap=os.dup(self.pagemap),
             directory="/nowhere",
             label="",
-            holder=1,
             tracks=tracks,
             rfc2009=False,
         )

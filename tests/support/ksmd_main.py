@@ -33,7 +33,7 @@ def hand_out_writable_pool():
     """Workers get the descriptor with which ksmd itself writes."""
     from ksmemu.ksmd.pool import Pool
 
-    Pool.give = lambda pool: (os.dup(pool._fd), 1)
+    Pool.read_only = lambda pool: pool._fd
 
 
 def free_what_nobody_has_named():
@@ -109,19 +109,19 @@ def explain_merged_pages_as_unique():
 def put_all_in_one_domain():
     """Whoever a worker is, and whatever label it names, it is in the domain of uid 0."""
     from ksmemu.domain_key import Key
-    from ksmemu.ksmd import connection
+    from ksmemu.ksmd import connection, own
 
     connection.Key = lambda *_: Key(0)
-    connection._check_own = lambda *_: None
+    own.check = lambda *_: None
 
 
 def tell_and_take_everything():
     """Everybody is told of all domains, files have the usual modes, and any object is somebody's own."""
-    from ksmemu.ksmd import connection, question
+    from ksmemu.ksmd import own, question
     from ksmemu.ksmd.domains import Domains
 
     os.umask = lambda _: 0
-    connection._check_own = lambda *_: None
+    own.check = lambda *_: None
     Domains.seen_by = lambda domains, _uid: list(domains)
     question._others = lambda domains, domain: (other for other in domains if other is not domain)
 

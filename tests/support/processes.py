@@ -90,8 +90,8 @@ class State:
     """What the functions of a test keep in a worker."""
 
 
-def _serve(connection):
-    state = State()
+def serve(connection, state):
+    """Run what comes, until the other end is closed."""
     while True:
         try:
             function, args = dill.loads(connection.recv_bytes())
@@ -111,4 +111,4 @@ if __name__ == "__main__":
         breaks.load(os.environ["KSMEMU_BREAK"])
     import ksmemu  # noqa: F401 - while the others start, and not one after the other in their first calls
 
-    _serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])), State())

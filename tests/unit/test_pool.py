@@ -1,8 +1,6 @@
 """The pool against a dict from frame to references; its memory as the kernel counts it."""
 
 import contextlib
-import ctypes
-import mmap
 import os
 from collections import Counter
 
@@ -12,6 +10,7 @@ import pytest
 from hypothesis import given
 
 from ksmemu import _core
+from ksmemu.ksmd import holders
 from ksmemu.ksmd.pool import Pool
 from ksmemu.ksmd.rmap import NO_FRAME
 from tests.support.examples import few
@@ -37,20 +36,6 @@ def source(pages):
         yield fd
     finally:
         os.close(fd)
-
-
-_libc = ctypes.CDLL(None)
-_libc.mmap.restype = ctypes.c_void_p
-
-
-def _map(file):
-    """Map a page, and keep no descriptor, as the mmap module would."""
-    args = (mmap.PROT_READ, mmap.MAP_SHARED, file, ctypes.c_long(0))
-    return _libc.mmap(None, ctypes.c_size_t(PAGE), *args)
-
-
-def _unmap(address):
-    _libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(PAGE))
 
 
 def frames_of(refs):
@@ -130,7 +115,7 @@ def test_what_workers_get_cannot_write_and_cannot_be_opened_again_to_write():
         given, _ = pool.give()
         with pytest.raises(OSError, match="descriptor"):
             os.pwrite(given, b"x", 0)
-        assert os.fstat(given).st_mode & 0o777 == 0o400
+        assert os.fstat(given).st_mode & 0o777 == 0o444
         os.close(given)
 
 
@@ -147,10 +132,9 @@ def adopted(contents):
     with pool_of(101) as pool:
         pool.adopt(given, seed=7)
         assert pool.is_same(given)
-        assert pool.is_named(given, holder)
-        assert not pool.is_named(given, holder + 1)
+        pool.known.add(holder)
         yield pool
-    assert os.fstat(given).st_mode & 0o777 == 0o400
+    assert os.fstat(given).st_mode & 0o777 == 0o444
     os.close(given)
 
 
@@ -171,25 +155,35 @@ def test_an_orphan_is_in_nobodys_way_and_goes_in_the_end():
         assert (pool.nr_used, pool.nr_refs, pool.nr_orphans) == (2, 3, 9)
         assert not set(pool.allocate(60).tolist()) & set(range(0, 22, 2))
         assert pool.blocks_bytes() == 11 * PAGE
-        pool.drop_orphans()
+        pool.sweep()
         assert (pool.nr_orphans, pool.blocks_bytes()) == (0, 2 * PAGE)
 
 
-def test_the_kernel_knows_who_may_map_frames():
-    """A descriptor, a copy of it, and a mapping are one holder, as long as one of them is left."""
+def test_nothing_is_given_back_while_there_are_strangers():
+    with adopted([os.urandom(PAGE) for _ in range(11)]) as pool:
+        stranger, _ = pool.give()
+        pool.recognise(np.array([4]))
+        pool.sweep()
+        pool.release(np.array([4]), np.array([0], dtype=np.uint64))
+        assert (pool.nr_used, pool.nr_orphans, pool.blocks_bytes()) == (0, 11, 11 * PAGE)
+        os.close(stranger)
+        pool.sweep()
+        assert (pool.nr_orphans, pool.blocks_bytes()) == (0, 0)
+
+
+def test_the_kernel_knows_who_holds_a_pool():
+    """A descriptor and its copies are one holder, as long as one of them is left."""
     with pool_of(101) as pool:
         given = [pool.give() for _ in range(7)]
-        names = [holder for _, holder in given]
-        assert pool.holders() == set(names)
-        assert not pool.is_named(given[0][0], names[1])
-        copy = os.dup(given[0][0])
-        mapping = _map(given[1][0])
-        for file, _ in given[:5]:
-            os.close(file)
-        assert pool.holders() == {names[0], *names[5:], names[1]}
+        files, names = zip(*given, strict=True)
+        assert holders.living(files[3]) == {*names} - {names[3]}
+        assert [holders.is_anothers(files[0], name) for name in names] == [False] + 6 * [True]
+        pool.known.update(names[1:])
+        assert pool.has_strangers()
+        copy = os.dup(files[0])
+        os.close(files[0])
+        assert pool.has_strangers()
         os.close(copy)
-        _unmap(mapping)
-        assert pool.holders() == set(names[5:])
-        for file, _ in given[5:]:
+        assert not pool.has_strangers()
+        for file in files[1:]:
             os.close(file)
-        assert pool.holders() == set()

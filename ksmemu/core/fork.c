@@ -1,0 +1,424 @@
+/*
+ * fork(): parent and child keep their own memory, and no byte is copied for it.
+ *
+ * The own object becomes an ancestor: from now on nobody writes to it, and both show its pages privately. Each
+ * gets a new own object for what it writes. A page that is written breaks and is rehomed, as a merged one.
+ *
+ *   before    hold who would fill a hole ▶ own object: data private, holes from the new one ▶ tell ksmd
+ *   parent    as it was, unlocked
+ *   child     descriptors of its own ▶ its own object over the holes ▶ a thread, which joins ksmd
+ *
+ * ksmd learns of the child when the child joins. Until then it frees nothing that the child may show: the child's
+ * holders are there before the fork, and ksmd does not know them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core.h"
+#include "transaction.h"
+#include "uapi.h"
+
+/* A hole of so many pages between data is worth a mapping; shorter ones go with the data. */
+#define HOLE_PAGES 512
+
+/* ---- before: the own object becomes an ancestor ------------------------------------------------ */
+
+static bool holds_data(int object)
+{
+	struct stat status;
+
+	return fstat(object, &status) == 0 && status.st_blocks > 0;
+}
+
+/* Apply to every mapping of the own object, as they are at the beginning. */
+static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		    int (*act)(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			       const struct ksmemu_mapping *mapping, int new),
+		    int new)
+{
+	struct ksmemu_mapping found;
+	struct ksmemu_walk walk;
+	int error = ksmemu_walk_begin(&walk);
+
+	if (error)
+		return error;
+	while (!error && (error = ksmemu_walk_next(&walk, space->start, space->start + space->size,
+						   &found)) > 0)
+		error = ksmemu_is_of(&found, space->own) ? act(agent, space, &found, new) : 0;
+	ksmemu_walk_end(&walk);
+	return error;
+}
+
+/* Whoever touches a hole sleeps until the wake. Data can be read and written. */
+static int hold(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		const struct ksmemu_mapping *mapping, int new)
+{
+	size_t size = mapping->end - mapping->start;
+	int error = 0;
+
+	(void)space;
+	(void)new;
+	if (agent->track >= 0)
+		error = ksmemu_uffd_unregister(agent->track, mapping->start, size);
+	if (error)
+		return error;
+	return ksmemu_uffd_register(agent->freeze, mapping->start, size,
+				    UFFDIO_REGISTER_MODE_MISSING);
+}
+
+/* Record writes to what is advised of [start, end), a part of the own object. */
+static void track_advised(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			  uintptr_t start, uintptr_t end)
+{
+	for (size_t i = 0; i < space->nr_advised; i++) {
+		uintptr_t from = space->advised[i].start > start ? space->advised[i].start : start;
+		uintptr_t to = space->advised[i].end < end ? space->advised[i].end : end;
+
+		if (from <
+		    to) /* fails as thaw() does: writes go unseen, verify still compares bytes */
+			(void)ksmemu_track(agent, from, to);
+	}
+}
+
+/* Show [start, end) of the old own object privately; or, where that holds nothing, the new one. */
+static int show(const struct ksmemu_agent *agent, const struct ksmemu_space *space, uintptr_t start,
+		uintptr_t end, int new)
+{
+	int error = 0;
+
+	for (uintptr_t stop; start < end && !error; start = stop) {
+		int prot;
+
+		stop = ksmemu_space_protection(space, start, end, &prot);
+		if (new < 0) {
+			error = ksmemu_map_ancestor(start, stop - start, prot, space->own,
+						    ksmemu_offset(space, start));
+			continue;
+		}
+		error = ksmemu_map_own(start, stop - start, prot, new, ksmemu_offset(space, start));
+		if (!error)
+			track_advised(agent, space, start, stop);
+	}
+	return error;
+}
+
+/* The next stretch of data at or after an offset, with the short holes in it; *start = end: there is none. */
+static void next_data(int object, off_t *start, off_t *stop, off_t end)
+{
+	off_t next = lseek(object, *start, SEEK_DATA);
+
+	*start = next < 0 || next > end ? end : next;
+	for (*stop = *start;
+	     next >= 0 && next < end && next - *stop < HOLE_PAGES << KSMEMU_PAGE_SHIFT;) {
+		*stop = lseek(object, next, SEEK_HOLE);
+		next = lseek(object, *stop, SEEK_DATA);
+	}
+	if (*stop > end)
+		*stop = end;
+}
+
+/* SAFE: no page can appear in the object meanwhile (hold), so a hole is one until it is mapped anew. */
+static int divide(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		  const struct ksmemu_mapping *mapping, int new)
+{
+	off_t at = ksmemu_offset(space, mapping->start);
+	off_t end = ksmemu_offset(space, mapping->end);
+	int error = 0;
+
+	while (at < end && !error) {
+		off_t data = at, stop;
+
+		next_data(space->own, &data, &stop, end);
+		/* Without room for a mapping more the hole goes with the data: it shows zeros, too. */
+		if (data > at && show(agent, space, space->start + (uintptr_t)at,
+				      space->start + (uintptr_t)data, new))
+			data = at;
+		if (stop > data)
+			error = show(agent, space, space->start + (uintptr_t)data,
+				     space->start + (uintptr_t)stop, -1);
+		at = stop > data ? stop : data;
+	}
+	return error;
+}
+
+/* Let go on who was held; what is the own object still is recorded again. */
+static int let_go(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		  const struct ksmemu_mapping *mapping, int new)
+{
+	(void)new;
+	(void)ksmemu_uffd_unregister(agent->freeze, mapping->start, mapping->end - mapping->start);
+	track_advised(agent, space, mapping->start, mapping->end);
+	return 0;
+}
+
+/* Find a number for a new ancestor; those that are not shown any more are forgotten. */
+static int free_number(struct ksmemu_agent *agent, struct ksmemu_space *space, uint32_t *ret)
+{
+	bool is_shown[KSMEMU_MAX_ANCESTORS + 1] = { false };
+	struct ksmemu_mapping found;
+	struct ksmemu_walk walk;
+	int error = ksmemu_walk_begin(&walk);
+
+	if (error)
+		return error;
+	while ((error = ksmemu_walk_next(&walk, space->start, space->start + space->size, &found)) >
+	       0)
+		is_shown[ksmemu_ancestor_of(space, &found)] = true;
+	ksmemu_walk_end(&walk);
+	if (error)
+		return error;
+	for (uint32_t i = KSMEMU_MAX_ANCESTORS; i > 0; i--)
+		if (!is_shown[i]) {
+			ksmemu_holder_close(&space->ancestors[i - 1].holder);
+			*ret = i;
+		}
+	if (*ret)
+		return 0;
+	*ret = 1;
+	return ksmemu_leave_ancestors(agent, space, space->start, space->start + space->size);
+}
+
+static void tell_of_fork(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			 uint32_t number, int reader)
+{
+	const struct ksmemu_ancestor *ancestor = &space->ancestors[number - 1];
+	const int fds[] = { reader, ancestor->holder.file };
+	struct {
+		struct ksmemu_report head;
+		struct ksmemu_span span;
+	} said = {
+		.head = { .kind = KSMEMU_FORKED,
+			  .space = space->id,
+			  .id = ancestor->holder.name,
+			  .epoch = space->epoch,
+			  .nr_spans = 1 },
+		.span = { .nr_pages = space->size >> KSMEMU_PAGE_SHIFT, .value = number },
+	};
+
+	/* Without a ksmd the next one is told. One that cannot be told all is to hear nothing more. */
+	if (atomic_load(&agent->is_alive) &&
+	    (ksmemu_send(agent->order, &said, sizeof(said), fds, 2) ||
+	     ksmemu_tell_mapped(agent, space, KSMEMU_INHERITED)))
+		shutdown(agent->order, SHUT_RDWR);
+}
+
+/* Make an empty own object, and a descriptor by which ksmd can read it. */
+static int new_own(const struct ksmemu_space *space, int *ret, int *ret_reader)
+{
+	struct ksmemu_holder reader = { .file = -1 };
+	int error, own = memfd_create("ksmemu", MFD_CLOEXEC);
+
+	if (own < 0)
+		return -errno;
+	error = ftruncate(own, (off_t)space->size) < 0 ? -errno : 0;
+	if (!error && ret_reader)
+		error = ksmemu_holder_open(own, O_RDONLY, &reader);
+	if (error) {
+		close(own);
+		return error;
+	}
+	*ret = own;
+	if (ret_reader)
+		*ret_reader = reader.file;
+	return 0;
+}
+
+/* Hold, divide, let go. An error leaves pages private that could not be rehomed: the worker's own still. */
+static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, int new)
+{
+	int error = each_own(agent, space, hold, -1);
+
+	if (!error && !ksmemu_is_broken("ancestor"))
+		error = each_own(agent, space, divide, new);
+	(void)each_own(agent, space, let_go, -1);
+	(void)ksmemu_uffd_wake(agent->freeze, space->start,
+			       space->size); /* the range is valid: cannot fail */
+	return error;
+}
+
+static int become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *space)
+{
+	struct ksmemu_ancestor ancestor = { .holder = { .file = -1 } };
+	int own = -1, reader = -1;
+	uint32_t number = 0;
+	struct stat status;
+	int error = fstat(space->own, &status) < 0 ? -errno : 0;
+
+	if (!error)
+		error = free_number(agent, space, &number);
+	if (!error)
+		error = new_own(space, &own, &reader);
+	if (!error)
+		error = ksmemu_holder_open(space->own, O_RDWR, &ancestor.holder);
+	if (!error)
+		error = divide_all(agent, space, own);
+	if (error) {
+		ksmemu_holder_close(&ancestor.holder);
+		if (own >= 0) {
+			close(own);
+			close(reader);
+		}
+		return error;
+	}
+	ancestor.device = status.st_dev;
+	ancestor.inode = status.st_ino;
+	space->ancestors[number - 1] = ancestor;
+	close(space->own);
+	space->own = own;
+	tell_of_fork(agent, space, number, reader);
+	close(reader);
+	return 0;
+}
+
+static void drop_heritage(struct ksmemu_space *space)
+{
+	if (space->heritage.own >= 0)
+		close(space->heritage.own);
+	space->heritage.own = -1;
+	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++)
+		ksmemu_holder_close(&space->heritage.holders[i]);
+}
+
+static int make_heritage(struct ksmemu_space *space)
+{
+	int error = new_own(space, &space->heritage.own, NULL);
+
+	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS && !error; i++)
+		if (space->ancestors[i].holder.file >= 0)
+			error = ksmemu_holder_open(space->ancestors[i].holder.file, O_RDWR,
+						   &space->heritage.holders[i]);
+	return error;
+}
+
+/* A space that cannot be divided is not there in the child, where it would be one with the parent's. */
+static void prepare(struct ksmemu_agent *agent, struct ksmemu_space *space)
+{
+	int error = agent->child.file < 0 ? -EMFILE : 0;
+
+	if (!error && holds_data(space->own))
+		error = become_ancestor(agent, space);
+	if (!error)
+		error = make_heritage(space);
+	if (error) {
+		drop_heritage(space);
+		(void)madvise((void *)space->start, space->size, MADV_DONTFORK);
+	}
+}
+
+/*
+ * SAFE: with every agent.lock held no mapping changes until the parent or child handler, so the child is born
+ * with what ksmd, and whoever reads the parent's mappings, can know of.
+ */
+static void before_fork(void)
+{
+	pthread_mutex_lock(&ksmemu_agents_lock);
+	for (struct ksmemu_agent *agent = ksmemu_agents; agent; agent = agent->next) {
+		pthread_mutex_lock(&agent->lock);
+		agent->child.file = -1;
+		(void)ksmemu_holder_open(agent->pool, O_RDONLY, &agent->child);
+		for (struct ksmemu_space *space = agent->spaces; space; space = space->next)
+			prepare(agent, space);
+	}
+}
+
+/* ---- parent ------------------------------------------------------------------------------------ */
+
+static void after_fork_in_parent(void)
+{
+	for (struct ksmemu_agent *agent = ksmemu_agents; agent; agent = agent->next) {
+		for (struct ksmemu_space *space = agent->spaces; space; space = space->next) {
+			if (space->heritage.own < 0)
+				(void)madvise((void *)space->start, space->size, MADV_DOFORK);
+			drop_heritage(space);
+		}
+		ksmemu_holder_close(&agent->child);
+		pthread_mutex_unlock(&agent->lock);
+	}
+	pthread_mutex_unlock(&ksmemu_agents_lock);
+}
+
+/* ---- child ------------------------------------------------------------------------------------- */
+
+/* SAFE: where the parent's new own object is mapped there was nothing at the fork, so nothing is lost. */
+static int show_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		    const struct ksmemu_mapping *mapping, int new)
+{
+	return show(agent, space, mapping->start, mapping->end, new);
+}
+
+static void inherit_space(struct ksmemu_agent *agent, struct ksmemu_space *space)
+{
+	int error = each_own(agent, space, show_own, space->heritage.own);
+
+	close(space->own);
+	space->own = space->heritage.own;
+	space->heritage.own = -1;
+	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++) {
+		ksmemu_holder_close(&space->ancestors[i].holder);
+		space->ancestors[i].holder = space->heritage.holders[i];
+		space->heritage.holders[i].file = -1;
+	}
+	/* Without it parent and child would write to the same page. */
+	if (error)
+		abort();
+}
+
+/* Spaces that were left out are gone; the others are the child's own now. */
+static void inherit_spaces(struct ksmemu_agent *agent)
+{
+	struct ksmemu_space **at = &agent->spaces;
+
+	while (*at) {
+		struct ksmemu_space *space = *at;
+
+		if (space->heritage.own < 0) {
+			*at = space->next;
+			ksmemu_space_drop(space);
+			continue;
+		}
+		inherit_space(agent, space);
+		at = &space->next;
+	}
+}
+
+/*
+ * Everything but the spaces is made anew: the parent's descriptors speak for the parent. Without descriptors or
+ * memory for it the child goes on by itself: nothing more merges.
+ */
+static void inherit(struct ksmemu_agent *agent)
+{
+	struct ksmemu_holder child = agent->child;
+	int pool = agent->pool, error = 0;
+
+	agent->pool = agent->child.file = -1;
+	ksmemu_agent_close(agent);
+	agent->pool = pool;
+	agent->holder = child;
+	agent->frames = NULL; /* not inherited */
+	ksmemu_agent_init_lock(agent);
+	atomic_store(&agent->is_alive, false);
+	agent->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	error = agent->pagemap < 0 ? -errno : ksmemu_agent_set_up(agent);
+	inherit_spaces(agent);
+	if (!error)
+		error = ksmemu_agent_start(agent);
+	agent->has_thread = !error;
+}
+
+static void after_fork_in_child(void)
+{
+	for (struct ksmemu_agent *agent = ksmemu_agents; agent; agent = agent->next)
+		inherit(agent);
+	pthread_mutex_init(&ksmemu_agents_lock, NULL);
+}
+
+void ksmemu_watch_forks(void)
+{
+	pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
