@@ -276,7 +276,8 @@ class Daemon:
         domain = self._domains[worker.key]
         connection.reap(domain, worker)
         domain.count_chains()
-        self._publish()
+        if domain.workers:  # otherwise it is dropped first, at the end of this turn of the loop
+            self._publish()
 
     def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
         self._workers.hear_reports()  # so that whoever asks after an advice is told of what it changed

@@ -1,4 +1,4 @@
-"""Children of a worker: forked, with all that it holds, and as obedient. These functions run in the worker."""
+"""Children of a worker: forked, with all that it holds, and as obedient. These functions run in it."""
 
 import os
 import signal

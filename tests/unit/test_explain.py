@@ -185,6 +185,7 @@ def test_the_largest_figures_fit_the_screen():
     rows[Reason.MERGED][4] = 2**32 - 1
     worker = {
         "pid": 4_194_303,
+        "domain": "65534-tenant_1234",
         "silent": "it was cut off",
         "totals": {reason.words: 1 << 34 for reason in Reason},
         "spaces": [{"start": 0, "end": end, "node": 0, "rows": rows}],
