@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Ancestor:
-    """One such object.
+    """One such object; compared by identity.
 
     Attributes:
         file: a descriptor that can write.

@@ -238,8 +238,9 @@ class Domain:
     def inherit(self, slot: MmSlot, pages: Pages, number: int) -> None:
         """Pages of a slot show an ancestor, or 0: none."""
         if slot.ancestors:
+            before = set(slot.ancestors.values())
             slot.inherit(pages, number)
-            for ancestor in slot.ancestors.values():
+            for ancestor in before:
                 ancestor.sweep()
 
     def ancestor(self, file: int, nr_pages: int) -> Ancestor:

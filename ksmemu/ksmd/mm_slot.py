@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +53,8 @@ class MmSlot:
     """What was its own object before a fork, by the number that the agent gave."""
     unheard: list[tuple[Ancestor, int]] = field(default_factory=list)
     """Holders of ancestors, by name, that have yet to say what they show, as the process resumes."""
+    _nr_shown: Counter[int] = field(default_factory=Counter)
+    """Pages that show each ancestor."""
     _heritage_chunks: Pages = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     former: list[Pages] = field(default_factory=list)
     """Pages that were forgotten since the scan came by; it knows them again if they are back by then."""
@@ -118,23 +121,28 @@ class MmSlot:
         self.ancestors[number] = ancestor
 
     def _drop_ancestor(self, number: int) -> None:
-        former = self.ancestors.pop(number, None)
-        if former is not None:
+        if number in self.ancestors:
             pages = self.heritage(0, self.nr_pages)
-            pages = pages[self.home[pages] == number]
-            former.release(pages)
-            self.home[pages] = 0
-            former.nr_slots -= 1
+            self._leave(number, pages[self.home[pages] == number])
+            self.ancestors.pop(number).nr_slots -= 1
+
+    def _leave(self, number: int, pages: Pages) -> None:
+        self.ancestors[number].release(pages)
+        self.home[pages] = 0
+        self._nr_shown[number] -= len(pages)
 
     def inherit(self, pages: Pages, number: int) -> None:
         """Pages (each named once) show an ancestor; 0: their own object, as all do at first."""
-        for before in np.unique(self.home[pages]).tolist():
-            if before:
-                self.ancestors[before].release(pages[self.home[pages] == before])
+        homes = self.home[pages]
+        for former in np.unique(homes[homes > 0]).tolist():
+            self._leave(former, pages[homes == former])
+            if not self._nr_shown[former] and former != number:
+                self._drop_ancestor(former)
         if number:
             self.ancestors[number].acquire(pages)
             self._heritage_chunks = union(self._heritage_chunks, pages // CHUNK)
-        self.home[pages] = number
+            self._nr_shown[number] += len(pages)
+            self.home[pages] = number
 
     def heritage(self, start: int, end: int) -> Pages:
         """Return the pages in [start, end) that show an ancestor."""

@@ -14,6 +14,7 @@ import ksmemu
 from tests.support import crew, expected, procmaps
 from tests.support.procmaps import PAGE
 from tests.support.scanning import merge, shared_and_sharing
+from tests.support.waiting import wait_until
 
 DEFAULT_PAGES = 10
 MIB_PAGES = (1 << 20) // PAGE
@@ -131,7 +132,8 @@ def test_unmerge_time(ksmd, child):
     merge(ksmd)
     assert_merged_in_full(ksmd, one, nr_pages)
     one.call(crew.advise, 0, nr_pages, ksmemu.MADV_UNMERGEABLE)
-    assert shared_and_sharing(ksmd) == (0, 0)  # nothing is mergeable any more: nothing is scanned
+    # Nothing is mergeable any more: nothing is scanned.
+    wait_until(lambda: shared_and_sharing(ksmd) == (0, 0), what="word of the unmerging")
     found = procmaps.recount([one.call(bounds, nr_pages)])
     assert (found.merged, found.zero, found.own) == (0, 0, nr_pages)
     assert one.call(crew.is_filled_with, 0, nr_pages, FILL)

@@ -56,12 +56,10 @@ def in_a_program(_):
     ).stdout.strip()
 
 
-@pytest.mark.filterwarnings("ignore:fork with an advised")
 def test_prctl_fork(parent):
     assert parent().call(in_a_fork, False) == f"1 {NR_PAGES}"
 
 
-@pytest.mark.filterwarnings("ignore:fork with an advised")
 def test_prctl_fork_exec(parent):
     assert parent().call(in_a_fork, True) == f"1 {NR_PAGES}"
 

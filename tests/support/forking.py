@@ -1,4 +1,4 @@
-"""Children of a worker: forked, with all that it holds, and as obedient. These functions run in it."""
+"""Children of a worker, forked with all that it holds, and as obedient. These functions run in the worker."""
 
 import os
 import signal

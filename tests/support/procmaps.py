@@ -84,16 +84,24 @@ class Recount:
     frames: Counter = None
     """(pool inode, frame) -> pages whose mapping names it."""
     broken: int = 0
+    inherited: int = 0
+    """Pages mapped private from what was an own object until a fork."""
 
     @property
     def merged(self):
         return sum(self.frames.values())
 
 
+def _pools(pid):
+    """Return the inodes of the pools that an agent reads: nothing else is mapped so, and so long."""
+    return {m.inode for m in mappings(pid) if m.perms == "r--s" and m.pages >= os.sysconf("SC_PHYS_PAGES")}
+
+
 def recount(spaces):
     """Count the pages of advised spaces, each (pid, start, end), by what is really mapped."""
     result = Recount(frames=Counter())
     for pid, start, end in spaces:
+        pools = _pools(pid)
         for mapping in mappings(pid, start, end):
             if mapping.perms.startswith("---"):
                 continue
@@ -102,6 +110,8 @@ def recount(spaces):
             elif mapping.inode == 0:
                 result.zero += mapping.pages
                 continue
+            elif mapping.inode not in pools:
+                result.inherited += mapping.pages
             else:
                 first = mapping.offset // PAGE
                 for index in range(mapping.pages):
