@@ -50,6 +50,7 @@ class Agent:
         holder: int,
         pagemap: int,
         directory: str | os.PathLike[str],
+        label: str,
         tracks: bool,
         rfc2009: bool,
     ) -> Agent:
@@ -62,6 +63,7 @@ class Agent:
             control: control socket. order: order socket. pool: read-only pool of pool_bytes.
             held, holder: another descriptor of the pool, by which ksmd knows who may map it, and its name.
             pagemap: /proc/self/pagemap. directory: of the instance.
+            label: of the security domain, 64 bytes at most.
             tracks: record writes with userfaultfd; otherwise ksmd compares checksums.
             rfc2009: ksmd is of that year.
 

@@ -1,5 +1,9 @@
 """Where a running ksmd is found: one directory that holds its socket, pid, log and control files.
 
+A client hands its memory over, so it must not be taken in: it believes a directory of its own user, or of
+root; and, but for root, one of a service user that somebody named, where only root can have put it. Nobody
+but the owner may be able to put something into it, and whoever listens must be the owner.
+
 ksmd claims the directory for its life; everybody else asks it for the pid or connects. The file
 `ksmd.pid` alone proves nothing: what counts is the lock that the claim keeps on it, and that the
 kernel drops when ksmd dies.
@@ -18,7 +22,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ksmemu import mounts
@@ -26,6 +30,9 @@ from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, No
 
 _FLOCK = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid. Source: fcntl(2)."""
+
+_SYSTEM_UIDS = range(1000)
+"""Of services. Source: SYS_UID_MAX of login.defs(5)."""
 
 _UCRED = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
@@ -39,6 +46,8 @@ class Instance:
     """The directory of one ksmd, whether one runs there or not."""
 
     directory: Path
+    is_named: bool = field(default=True, compare=False)
+    """Somebody has named the directory: it is not where this user's ksmd is by default."""
 
     @classmethod
     def resolve(cls, directory: str | os.PathLike[str] | None = None) -> Instance:
@@ -49,11 +58,12 @@ class Instance:
         """
         if directory is None:
             directory = os.environ.get("KSMEMU_DIR") or None
+        is_named = directory is not None
         if directory is None and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
             directory = Path(runtime, "ksmemu")
         if directory is None:
             directory = Path(tempfile.gettempdir(), f"ksmemu-{os.geteuid()}")
-        return cls(Path(directory).absolute())
+        return cls(Path(directory).absolute(), is_named)
 
     @property
     def socket_file(self) -> Path:
@@ -106,8 +116,11 @@ class Instance:
             return frozenset(int(name) for name in os.listdir(self.proc) if name.isdecimal())
         return frozenset()
 
-    def claim(self) -> Claim:
-        """Make this process the one ksmd of the directory; create it (0700) if it is missing.
+    def claim(self, *, all_users: bool = False) -> Claim:
+        """Make this process the one ksmd of the directory; create it if it is missing.
+
+        Args:
+            all_users: a directory that is created is 0755, so that every user gets to the socket, else 0700.
 
         Raises:
             AlreadyServedError: another ksmd lives here.
@@ -119,10 +132,10 @@ class Instance:
         Runs in: ksmd.
         """
         with contextlib.ExitStack() as undo:
-            created = self._create()
+            created = self._create(0o755 if all_users else 0o700)
             if created:
                 undo.callback(_remove_if_empty, self.directory)
-            with self._opened() as directory:
+            with self._opened(is_own=True) as directory:
                 pid_fd = self._lock(directory)
             undo.callback(os.close, pid_fd)
             claim = Claim(self, pid_fd, created=created)
@@ -136,7 +149,7 @@ class Instance:
         Raises:
             ForeignInstanceError: the directory belongs to another user.
         """
-        with contextlib.suppress(FileNotFoundError), self._opened() as directory:
+        with contextlib.suppress(FileNotFoundError), self._opened(is_own=True) as directory:
             pid_fd = os.open("ksmd.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 return _holder(pid_fd)
@@ -144,28 +157,46 @@ class Instance:
                 os.close(pid_fd)
         return None
 
+    def is_served(self) -> bool:
+        """Whether a ksmd is here, or about to be; of another user's only one that listens can be told.
+
+        Raises:
+            ForeignInstanceError: as connect().
+        """
+        try:
+            return self.pid() is not None
+        except ForeignInstanceError:
+            pass
+        try:
+            self.connect().close()
+        except NotRunningError:
+            return False
+        return True
+
     def connect(self) -> socket.socket:
         """Return a new connection (SOCK_SEQPACKET) to the ksmd that runs here.
 
         Raises:
             NotRunningError: nobody listens here.
-            ForeignInstanceError: the directory, or whoever listens, belongs to another user.
+            ForeignInstanceError: the directory, or whoever listens, belongs to a user who is not believed.
+            PermissionError: that ksmd serves its own user only.
         """
         with contextlib.ExitStack() as undo:
             connection = undo.enter_context(_new_socket())
             try:
-                with self._opened() as directory:
+                with self._opened(is_own=False) as directory:
+                    owner = os.fstat(directory).st_uid
                     connection.connect(_short_path(directory))
             except (FileNotFoundError, ConnectionRefusedError):
                 raise NotRunningError(self.directory) from None
             peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            if (uid := _UCRED.unpack(peer)[1]) != os.geteuid():
+            if (uid := _UCRED.unpack(peer)[1]) != owner:
                 raise ForeignInstanceError(self.socket_file, uid)
             undo.pop_all()
             return connection
 
-    def listen(self) -> socket.socket:
-        """Return a listening socket at `ksmd.sock` that only this user may connect to.
+    def listen(self, *, all_users: bool = False) -> socket.socket:
+        """Return a listening socket at `ksmd.sock` that only this user may connect to, or every user.
 
         Runs in: ksmd, which holds the claim.
         """
@@ -174,24 +205,31 @@ class Instance:
             os.fchmod(listener.fileno(), 0o600)  # bind() gives the file the mode of the socket
             new = self.directory / "ksmd.sock.new"
             new.unlink(missing_ok=True)  # of a ksmd that was killed
-            with self._opened() as directory:
+            with self._opened(is_own=True) as directory:
                 listener.bind(_short_path(directory, new.name))
             undo.callback(new.unlink, missing_ok=True)
+            if all_users:
+                new.chmod(0o666)  # whatever the umask
             listener.listen(socket.SOMAXCONN)
             new.rename(self.socket_file)  # who sees it can connect: workers of a ksmd before wait for this
             undo.pop_all()
             return listener
 
-    def _create(self) -> bool:
+    def _create(self, mode: int) -> bool:
         try:
             self.directory.mkdir(mode=0o700)
         except FileExistsError:
             return False
+        self.directory.chmod(mode)  # whatever the umask
         return True
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
-        """Yield a descriptor of the directory, once it is known that only this user can fill it."""
+    def _opened(self, *, is_own: bool) -> Iterator[int]:
+        """Yield a descriptor of the directory, once it is known that only its owner can fill it.
+
+        Args:
+            is_own: the owner must be this user; otherwise somebody whose ksmd this user may join.
+        """
         try:
             directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except NotADirectoryError:
@@ -202,7 +240,7 @@ class Instance:
             raise
         try:
             found = os.fstat(directory)
-            if found.st_uid != os.geteuid():
+            if found.st_uid != os.geteuid() and (is_own or not self._is_believed(directory)):
                 raise ForeignInstanceError(self.directory, found.st_uid)
             if found.st_mode & stat.S_IWOTH:
                 raise KsmError(
@@ -212,6 +250,19 @@ class Instance:
             yield directory
         finally:
             os.close(directory)
+
+    def _is_believed(self, directory: int) -> bool:
+        """Whether this user may join the ksmd of another one, whose directory this is."""
+        found, parent = os.fstat(directory), os.stat("..", dir_fd=directory)
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+        if found.st_uid == 0:
+            return True
+        if os.geteuid() == 0:  # whose memory is not for a service to read
+            return False
+        # The service cannot have made it, so nobody names by mistake what a service has put in his way.
+        is_put_there = parent.st_uid == 0 and not parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return self.is_named and found.st_uid in _SYSTEM_UIDS and is_put_there
 
     def _lock(self, directory: int) -> int:
         """Return the descriptor of a ksmd.pid that is locked and says our pid."""

@@ -26,7 +26,7 @@ class BadLineError(ValueError):
 
 @contextlib.contextmanager
 def mergeable_space(
-    nr_bytes: int, directory: str | os.PathLike[str] | None, name: str
+    nr_bytes: int, directory: str | os.PathLike[str] | None, name: str, domain: str | None = None
 ) -> Iterator[AddressSpace]:
     """Yield a space that is mapped in full, zeroed and mergeable; it is closed afterwards.
 
@@ -35,7 +35,7 @@ def mergeable_space(
     Raises:
         OSError: as AddressSpace and its madvise(); nothing is left behind.
     """
-    with AddressSpace(nr_bytes, name=name, instance=directory) as space:
+    with AddressSpace(nr_bytes, name=name, instance=directory, domain=domain) as space:
         space.mmap(space.size, space.start)
         space.madvise(space.start, space.size, MADV_MERGEABLE)
         yield space

@@ -22,6 +22,7 @@ from pathlib import Path
 import click
 
 from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
+from ksmemu.cli.options import domain_option
 from ksmemu.units import PAGE_SIZE
 from workers import base
 
@@ -75,7 +76,7 @@ class Images:
         raise AssertionError("unreachable: the number was checked")
 
 
-def load(path: Path, directory: Path | None, undo: contextlib.ExitStack) -> AddressSpace:
+def load(path: Path, directory: Path | None, domain: str | None, undo: contextlib.ExitStack) -> AddressSpace:
     """Return a mergeable space that holds a file; `undo` closes it.
 
     Raises:
@@ -85,7 +86,7 @@ def load(path: Path, directory: Path | None, undo: contextlib.ExitStack) -> Addr
         nr_bytes = os.fstat(file.fileno()).st_size
         if not nr_bytes:
             raise OSError(errno.ENODATA, "is empty", os.fspath(path))
-        space = undo.enter_context(base.mergeable_space(nr_bytes, directory, path.name))
+        space = undo.enter_context(base.mergeable_space(nr_bytes, directory, path.name, domain))
         base.fill(space, file, nr_bytes)
         return space
 
@@ -99,7 +100,8 @@ def load(path: Path, directory: Path | None, undo: contextlib.ExitStack) -> Addr
     metavar="DIR",
     help="Instance directory of the ksmd to join.",
 )
-def main(files: tuple[Path, ...], directory: Path | None) -> None:
+@domain_option
+def main(files: tuple[Path, ...], directory: Path | None, domain: str | None) -> None:
     """Load raw memory images, let them be merged, and obey lines on standard input.
 
     \b
@@ -112,7 +114,7 @@ def main(files: tuple[Path, ...], directory: Path | None) -> None:
     Page numbers count over all files.
     """  # noqa: D301 (a mark of click's: keep the lines as they are)
     with base.one_line_errors("image"), contextlib.ExitStack() as undo:
-        images = Images([load(path, directory, undo) for path in files])
+        images = Images([load(path, directory, domain, undo) for path in files])
         base.obey_lines(
             {
                 "sum": images.sum,

@@ -15,7 +15,7 @@ from ksmemu.bench import procfs
 from ksmemu.bench.content import WORDS, Content, PageArray
 from ksmemu.bench.engine import Engine
 from ksmemu.bench.figures import Figures, until_shared
-from ksmemu.ksmd.checksum import Checksum
+from ksmemu.ksmd.checksum import Checksum, new_threads
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.units import PAGE_SIZE
@@ -34,12 +34,11 @@ def fingerprint(_: Engine, contents: Sequence[Content]) -> Figures:
     nr_pages = contents[0].nr_pages
     own = os.memfd_create("bench", os.MFD_CLOEXEC)
     os.ftruncate(own, nr_pages * PAGE_SIZE)
-    slot, checksum = MmSlot(0, 0, nr_pages, own, -1), Checksum()
+    slot = MmSlot(0, 0, nr_pages, own, -1)
     try:
-        with mmap.mmap(own, 0) as memory:
-            read, copied, hashed = _speeds(checksum, slot, memory, contents[0])
+        with new_threads() as threads, mmap.mmap(own, 0) as memory:
+            read, copied, hashed = _speeds(Checksum(threads), slot, memory, contents[0])
     finally:
-        checksum.close()
         slot.close()
     return {
         "read_gib": read,

@@ -19,8 +19,8 @@ from typing import NoReturn
 
 import click
 
-from ksmemu import features
-from ksmemu.cli.options import directory_option
+from ksmemu import domain_key, features
+from ksmemu.cli.options import directory_option, domain_option
 from ksmemu.control.ksmd import connect
 
 _LAY_OVER = """
@@ -42,8 +42,9 @@ a working directory below the mount: `cd` finds the one that lies over it."""
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @directory_option
+@domain_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD...")
-def exec_(directory: str | None, command: tuple[str, ...]) -> NoReturn:
+def exec_(directory: str | None, domain: str | None, command: tuple[str, ...]) -> NoReturn:
     """Run a command for which the control files lie in /sys/kernel/mm/ksm.
 
     Only the command and what it starts see them there; the kernel's own KSM goes on untouched. The exit
@@ -52,6 +53,8 @@ def exec_(directory: str | None, command: tuple[str, ...]) -> NoReturn:
     with connect(directory) as ksmd:
         control = ksmd.control
     features.require_exec()
+    if domain is not None:
+        os.environ[domain_key.VARIABLE] = domain
     _become(_in_private_mounts(control, command))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import click
@@ -16,9 +17,11 @@ from ksmemu.control.reasons import (
     Explained,
     ExplainedPage,
     ExplainedSpace,
+    ExplainedWorker,
     Reason,
     Row,
 )
+from ksmemu.domain_key import Key
 from ksmemu.instance import Instance
 from ksmemu.units import PAGE_SIZE
 
@@ -64,7 +67,8 @@ def _space_figures(space: ExplainedSpace) -> dict[str, object]:
 def _lines(found: Explained) -> Iterator[str]:
     for worker in found["workers"]:
         if not found["page"]:
-            yield from _wrapped(f"pid {worker['pid']}: ", _totals(worker["totals"]) or ["no data"])
+            head = f"pid {worker['pid']}{_domain(worker)}: "
+            yield from _wrapped(head, _totals(worker["totals"]) or ["no data"])
         if worker["silent"]:
             yield f"pid {worker['pid']}: {worker['silent']}"
             yield f"  {SILENT[worker['silent']]}"
@@ -75,6 +79,11 @@ def _lines(found: Explained) -> Iterator[str]:
     if found["page"]:
         yield from _page_lines(found["page"])
     yield from _legend(found)
+
+
+def _domain(worker: ExplainedWorker) -> str:
+    """Name the domain, unless it is the one that this user has by default."""
+    return f" in {worker['domain']}" if worker["domain"] != str(Key(os.geteuid())) else ""
 
 
 def _totals(totals: dict[str, int]) -> list[str]:

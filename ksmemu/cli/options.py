@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import click
 
+from ksmemu import domain_key
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.tunables import Action, Tunable
 from ksmemu.errors import KsmError
@@ -22,6 +23,7 @@ _SETUP = {
     "fuse": "Serve the control files by FUSE: bad values are refused.",
     "rfc2009": "Behave as the patches of May 2009 had it.",
     "events": "Write events from the first scan on.",
+    "all_users": "Serve every user; each has a security domain of his own.",
 }
 """What a Setup decides."""
 
@@ -41,7 +43,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 def setup_options(command: T) -> T:
     """Add the options of a Setup."""
     for name, text in reversed(_SETUP.items()):
-        command = click.option(f"--{name}", is_flag=True, help=text)(command)
+        command = click.option(f"--{name.replace('_', '-')}", is_flag=True, help=text)(command)
     return command
 
 
@@ -60,6 +62,24 @@ class Address(click.ParamType[int]):
         if not 0 <= address < 1 << 64:
             self.fail(f"{value} is no address: 64 bits at most", param, ctx)
         return address
+
+
+class _Label(click.ParamType[str]):
+    """A label of a security domain."""
+
+    name = "LABEL"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it as it is."""
+        try:
+            return domain_key.checked_label(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+domain_option = click.option(
+    "--domain", type=_Label(), metavar="LABEL", help="Merge only with the same; else $KSMEMU_DOMAIN, or none."
+)
 
 
 class Setting(click.ParamType[tuple[str, int]]):

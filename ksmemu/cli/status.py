@@ -8,9 +8,12 @@ import click
 
 from ksmemu.cli.options import directory_option, json_option
 from ksmemu.cli.output import echo_json, echo_lines, size
+from ksmemu.control.figures import Figures, figures
 from ksmemu.control.files import LINUX, Files
-from ksmemu.control.ksmd import connect
+from ksmemu.control.ksmd import RunningKsmd, connect
 from ksmemu.control.tunables import Tunable
+from ksmemu.errors import ForeignInstanceError
+from ksmemu.instance import Instance
 from ksmemu.units import PAGE_SIZE
 
 
@@ -18,8 +21,33 @@ from ksmemu.units import PAGE_SIZE
 @directory_option
 @json_option
 def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click passes it by name)
-    """Show the memory saved, then counters and tunables."""
-    with connect(directory) as ksmd:
+    """Show the memory saved, then counters and tunables; of another user's ksmd, of one's own domains."""
+    instance = Instance.resolve(directory)
+    try:
+        ksmd = connect(directory)
+    except ForeignInstanceError:
+        _show_own(instance, figures(instance), as_json=as_json)
+    else:
+        _show_all(ksmd, as_json=as_json)
+
+
+def _show_own(instance: Instance, found: Figures, *, as_json: bool) -> None:
+    domains = found["domains"]
+    saved_bytes = PAGE_SIZE * sum(d["pages_sharing"] + d["ksm_zero_pages"] for d in domains.values())
+    place = str(instance.directory)
+    if as_json:
+        echo_json({"saved_bytes": saved_bytes, "directory": place, **found})
+        return
+    click.echo(f"{size(saved_bytes)} saved in your domains")
+    click.echo(f"the ksmd that serves {place} has completed {found['full_scans']} full scans")
+    for name, counters in domains.items():
+        click.echo(f"\ndomain {name}")
+        known = {**LINUX.counters, **LINUX.stats}
+        echo_lines((counter, counters[counter], known[counter].meaning) for counter in counters)
+
+
+def _show_all(ksmd: RunningKsmd, *, as_json: bool) -> None:
+    with ksmd:
         tunables = {name: ksmd.read(name) for name in ksmd.files.tunables}
         counters, stats = ksmd.counters(), ksmd.stats()
         merged_pids = ksmd.merged_pids()

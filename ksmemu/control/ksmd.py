@@ -205,7 +205,7 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        fuse, rfc2009, events: as control.setup.Setup has them.
+        fuse, rfc2009, events, all_users: as control.setup.Setup has them.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has.
@@ -220,12 +220,13 @@ class Ksmd(RunningKsmd):
         fuse: bool = False,
         rfc2009: bool = False,
         events: bool = False,
+        all_users: bool = False,
         **tunables: int,
     ) -> None:
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            setup = Setup(fuse=fuse, rfc2009=rfc2009, events=events)
+            setup = Setup(fuse=fuse, rfc2009=rfc2009, events=events, all_users=all_users)
             self._process = launch(instance, tunables, setup, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)

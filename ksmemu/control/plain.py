@@ -82,7 +82,7 @@ class PlainFiles:
         # What follows the first line fills the file up, or is of a longer text that was there before.
         text = content.partition(b"\n")[0].decode("latin-1")
         with file.taken(content):
-            if text != file.text:
+            if text != file.text or b"\0" in content:  # which is never of our own writing
                 with contextlib.suppress(OSError):  # logged, and put back
                     self._control.store(name, text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,16 @@ class Process:
     merge_any: bool
     mergeable: bool
 
+    def __add__(self, other: Process) -> Process:
+        """Return the figures of both together."""
+        return Process(
+            self.rmap_items + other.rmap_items,
+            self.zero_pages + other.zero_pages,
+            self.merging_pages + other.merging_pages,
+            self.merge_any or other.merge_any,
+            self.mergeable or other.mergeable,
+        )
+
     def stat(self) -> str:
         """Return the text of ksm_stat."""
         profit = (self.merging_pages + self.zero_pages) * PAGE_SIZE - self.rmap_items * RMAP_ITEM_BYTES
@@ -50,7 +61,7 @@ class ProcDirectory:
         self._folder = folder
         self._shown: dict[int, Process] = {}
 
-    def publish(self, processes: dict[int, Process]) -> None:
+    def publish(self, processes: Mapping[int, Process]) -> None:
         """Show these processes, and no others; what cannot be written now is written the next time."""
         for pid in self._shown.keys() - processes.keys():
             shutil.rmtree(self._folder / str(pid), ignore_errors=True)

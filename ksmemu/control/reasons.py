@@ -27,6 +27,7 @@ class Reason(enum.IntEnum):
     MAPPING_BUDGET = 13
     NO_ROOM = 14
     LEFT = 15
+    OTHER_DOMAIN = 16
 
     @property
     def words(self) -> str:
@@ -70,6 +71,10 @@ TEXTS: Mapping[Reason, Text] = {
         "equal pages are on another node only",
         "merge_across_nodes=1; run=2 first: nothing may be shared",
     ),
+    Reason.OTHER_DOMAIN: Text(
+        "equal pages of your own are in another security domain only",
+        "the same label: AddressSpace(domain=...), $KSMEMU_DOMAIN",
+    ),
     Reason.MAPPING_BUDGET: Text(
         "its process is near its limit of mappings", "sysctl vm.max_map_count=262144"
     ),
@@ -104,9 +109,10 @@ class ExplainedSpace(TypedDict):
 
 
 class ExplainedWorker(TypedDict):
-    """One process. `silent` is a key of SILENT, or None. Pages that hold data by reason, if there are any."""
+    """One process in one domain. `silent` is a key of SILENT, or None. Pages that hold data by reason."""
 
     pid: int
+    domain: str
     silent: str | None
     totals: dict[str, int]
     spaces: list[ExplainedSpace]

@@ -16,6 +16,8 @@ class Setup:
     """Behave as the patches of May 2009 had it, with the files of that time, not as Linux 6.18."""
     events: bool = False
     """Write events from the first scan on."""
+    all_users: bool = False
+    """Serve every user, each in security domains of his own; the control files stay this user's."""
 
     def names(self) -> Iterator[str]:
         """Yield the names of what holds: Setup(**dict.fromkeys(names, True)) is the same again."""

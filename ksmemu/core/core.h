@@ -116,7 +116,9 @@ struct ksmemu_space {
 /* How a process joined its ksmd, and will join the next one. */
 struct ksmemu_terms {
 	char *directory; /* of the instance */
-	bool tracks;	 /* writes are recorded (6.7); otherwise ksmd compares checksums */
+	char label
+		[65]; /* of the security domain; letters, digits, and what needs no escape in JSON */
+	bool tracks;  /* writes are recorded (6.7); otherwise ksmd compares checksums */
 	bool rfc2009;
 	bool merge_any; /* what prctl(2) would say: changes */
 	bool refuses;

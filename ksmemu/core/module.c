@@ -136,20 +136,21 @@ struct agent {
 
 static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "control", "order",	 "pool",   "pool_bytes", "held", "holder",
-				 "pagemap", "directory", "tracks", "rfc2009",	 NULL };
+	static char *names[] = { "control", "order",	 "pool",  "pool_bytes", "held",	   "holder",
+				 "pagemap", "directory", "label", "tracks",	"rfc2009", NULL };
 	struct ksmemu_descriptors fds;
 	struct ksmemu_terms terms = { 0 };
 	unsigned long long holder;
 	Py_ssize_t pool_bytes;
 	int tracks, rfc2009, error;
 	PyObject *directory;
+	const char *label;
 	struct agent *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&pp", names, &fds.control,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&spp", names, &fds.control,
 					 &fds.order, &fds.pool, &pool_bytes, &fds.holder.file,
 					 &holder, &fds.pagemap, PyUnicode_FSConverter, &directory,
-					 &tracks, &rfc2009))
+					 &label, &tracks, &rfc2009))
 		return NULL;
 	self = (struct agent *)type->tp_alloc(type, 0);
 	if (!self) {
@@ -157,6 +158,7 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 		return NULL;
 	}
 	terms.directory = PyBytes_AS_STRING(directory);
+	(void)snprintf(terms.label, sizeof(terms.label), "%s", label);
 	fds.holder.name = holder;
 	terms.tracks = tracks;
 	terms.rfc2009 = rfc2009;

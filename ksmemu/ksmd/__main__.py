@@ -15,7 +15,7 @@ import click
 
 from ksmemu import _core, features
 from ksmemu.control.setup import Setup
-from ksmemu.instance import Instance
+from ksmemu.instance import Claim, Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
 
 NICE = 5
@@ -34,15 +34,16 @@ def _raise_descriptor_limit() -> None:
 
 
 def _serve(
-    directory: str,
+    new_claim: Callable[[], Claim],
     tunables: dict[str, int],
     new_daemon: Callable[[Instance], Daemon],
     ready: int,
     lifeline: int | None,
 ) -> None:
     _core.keep_memory()
+    os.umask(0o077)  # figures are this user's, in whatever directory
     with contextlib.ExitStack() as undo:
-        claim = Instance.resolve(directory).claim()
+        claim = new_claim()
         undo.callback(claim.release)
         claim.redirect_stderr()
         logging.basicConfig(
@@ -90,7 +91,8 @@ def main(  # noqa: PLR0913, PLR0917 (the options)
         if setup.fuse:
             features.require_fuse()
         new_daemon = functools.partial(Daemon, setup=setup, tracks=tracker == "written")
-        _serve(directory, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
+        new_claim = functools.partial(Instance.resolve(directory).claim, all_users=setup.all_users)
+        _serve(new_claim, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
     except OSError as error:
         text = (error.strerror or str(error)).replace("\n", "; ")
         with contextlib.suppress(OSError):  # ready already: then the log has it

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -20,6 +20,15 @@ from ksmemu.ksmd.table import Fingerprints
 
 _PAGES_A_THREAD = 2048
 """Fewer than this are not worth a second thread."""
+
+
+def new_threads() -> ThreadPoolExecutor:
+    """Return threads to read pages, one a core; they start when there is something to read."""
+    return ThreadPoolExecutor(_nr_threads(), thread_name_prefix="checksum")
+
+
+def _nr_threads() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 class Reading:
@@ -53,14 +62,14 @@ class Checksum:
     """Fingerprints pages, on as many threads as there are cores; the C core holds no GIL.
 
     Attributes:
-        seed: of this instance and secret, so that nobody can prepare a collision.
+        seed: of this domain and secret, so that nobody can prepare a collision.
         zero: fingerprint of a page of zeros.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Executor) -> None:
         self.seed = int.from_bytes(os.urandom(8), "little")
-        self._nr_threads = len(os.sched_getaffinity(0))
-        self._threads = ThreadPoolExecutor(self._nr_threads, thread_name_prefix="checksum")
+        self._nr_threads = _nr_threads()
+        self._threads = threads
         self.zero = self._of_zeros()
 
     def pages(self, slot: MmSlot, pages: Pages) -> Fingerprints:
@@ -100,10 +109,6 @@ class Checksum:
             part = np.empty(len(index), dtype=np.uint64)
             _core.checksum_pages(file, pages[index].astype(np.uint64), self.seed, part)
             found[index] = part
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown()
 
     def _of_zeros(self) -> int:
         hole = os.memfd_create("zeros", os.MFD_CLOEXEC)

@@ -10,14 +10,16 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
-from ksmemu.ksmd import forked, merge, rehome, takeover
+from ksmemu.domain_key import Key, is_label, stands_for_many
+from ksmemu.ksmd import forked, merge, own, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -25,6 +27,9 @@ from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.worker import Worker
 from ksmemu.units import PAGE_SIZE
 from ksmemu.wire import OrderKind, ReportKind, WireError
+
+if TYPE_CHECKING:
+    from ksmemu.ksmd.domains import Domains
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +40,11 @@ _LIMIT = 1 << 47
 _MAX_NUMBER = (1 << 32) - 1
 
 
+SHARE_USED = "its user holds as many descriptors of ksmd as he may"
+
+
 class NoRoomError(Exception):
-    """The own object lies in a file system that has no room for it."""
+    """There is no room for a space: in the file system of its own object, or in ksmd for its user."""
 
 
 def refuse(control: socket.socket, number: int, text: str) -> None:
@@ -54,7 +62,11 @@ def peer(control: socket.socket) -> tuple[int, int]:
 
 
 def join(
-    domain: Domain, control: socket.socket, body: dict[str, object], fds: list[int], terms: Mapping[str, bool]
+    domains: Domains,
+    control: socket.socket,
+    body: dict[str, object],
+    fds: list[int],
+    terms: Mapping[str, bool],
 ) -> Worker:
     """Make a client a worker, if its first message asks for that. One that resumes hands its pool over.
 
@@ -64,19 +76,22 @@ def join(
         terms: what the worker is told besides, how this ksmd works.
 
     Raises:
-        WireError, OSError: it is none; ESTALE: it resumes with another pool than the domain has by now.
+        WireError, OSError: it is none; ESTALE: it resumes with another pool than the domain has by now;
+            EPERM: nobody can say whose it is.
     """
     with contextlib.ExitStack() as undo:
         for fd in fds:
             undo.callback(os.close, fd)
-        _check_hello(domain, control, body, fds, terms)
-        held, given = _holder_for(domain, body, fds[2:])
+        pid, key = _check_hello(control, body, fds, terms)
+        domain = domains.of(key)
+        if "resumes" in body and any(worker.pid == pid for worker in domain.workers):
+            raise WireError("a worker that resumes, and is one of ours still")
+        held, given = _holder_for(domains, domain, body, fds[2:])
         if given:
             undo.callback(os.close, held)
-        pid, uid = peer(control)
         worker = Worker(
             pid,
-            uid,
+            key,
             pidfd=_peer_pidfd(control, pid),
             control=control,
             order=socket.socket(fileno=os.dup(fds[0])),
@@ -99,13 +114,19 @@ def join(
 
 
 def _check_hello(
-    domain: Domain, control: socket.socket, body: dict[str, object], fds: list[int], terms: Mapping[str, bool]
-) -> None:
+    control: socket.socket, body: dict[str, object], fds: list[int], terms: Mapping[str, bool]
+) -> tuple[int, Key]:
+    """Return the pid of a client and its domain: its user from the kernel, its label from what it says."""
     if body.get("hello") != wire.VERSION or not 2 <= len(fds) <= 2 + ("resumes" in body):
         raise WireError(f"a hello of another version than {wire.VERSION}, or no hello")
     if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
         raise WireError("an order socket that is none")
-    pid, _ = peer(control)
+    pid, uid = peer(control)
+    if stands_for_many(uid):
+        raise PermissionError(errno.EPERM, f"the user of pid {pid} is not known in this user namespace")
+    label = body.get("domain", "")
+    if not isinstance(label, str) or not is_label(label):
+        raise WireError("a domain that is none")
     if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
         raise WireError("a pagemap of another process")
     if "resumes" in body:
@@ -113,15 +134,15 @@ def _check_hello(
             raise WireError("a worker with less than no space")
         if any(body.get(name) != value for name, value in terms.items()):
             raise WireError("a worker of a ksmd that worked otherwise")
-        if any(worker.pid == pid for worker in domain.workers):
-            raise WireError("a worker that resumes, and is one of ours still")
+    return pid, Key(uid, label)
 
 
-def _holder_for(domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
+def _holder_for(domains: Domains, domain: Domain, body: dict[str, object], fds: list[int]) -> tuple[int, int]:
     """Return (descriptor, holder) to give to a worker; holder is 0 where it has that already."""
     if not fds:
         return domain.pool.give()
-    if not takeover.takes_pool(domain, fds[0], _number(body, "holder")):
+    others = (other for other in domains if other is not domain)
+    if not takeover.takes_pool(domain, others, fds[0], _number(body, "holder")):
         raise OSError(errno.ESTALE, "another pool than that of this ksmd")
     return fds[0], 0
 
@@ -135,8 +156,13 @@ def _peer_pidfd(control: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
 
 
-def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
+def answer(
+    domain: Domain, worker: Worker, space_id: int, everywhere: Iterable[MmSlot] | None
+) -> MmSlot | None:
     """Read a worker's request on the control socket: a space to register (returned), or its flags.
+
+    Args:
+        everywhere: the spaces of all domains, which share what room there is; None: no other may come.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
@@ -151,7 +177,7 @@ def answer(domain: Domain, worker: Worker, space_id: int) -> MmSlot | None:
         _add_ancestor(domain, worker, said, fds)
         wire.send_control(worker.control, {})
         return None
-    return _register(domain, worker, space_id, body, fds)
+    return _register(domain, worker, space_id, everywhere, (body, fds))
 
 
 def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: list[int]) -> None:
@@ -163,7 +189,7 @@ def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: 
         slot = worker.slot(space)
         if slot is None or len(fds) != 1 or not worker.nr_unheard:
             raise WireError("an ancestor of nothing")
-        forked.check_ancestor(slot, fds[0], number, holder)
+        forked.check_ancestor(domain, slot, fds[0], number, holder)
         undo.pop_all()
     slot.unheard.append((forked.add_ancestor(domain, slot, fds[0], number), holder))
 
@@ -176,8 +202,13 @@ def _number(body: dict[str, object], name: str) -> int:
 
 
 def _register(
-    domain: Domain, worker: Worker, space_id: int, body: dict[str, object], fds: list[int]
+    domain: Domain,
+    worker: Worker,
+    space_id: int,
+    everywhere: Iterable[MmSlot] | None,
+    message: tuple[dict[str, object], list[int]],
 ) -> MmSlot:
+    body, fds = message
     try:
         space = body.get("space")
         if not isinstance(space, dict) or len(fds) != 1:
@@ -196,13 +227,12 @@ def _register(
             raise WireError(f"a space at {start:#x} of {size} bytes")
         if not 0 <= number <= _MAX_NUMBER or worker.slot(number) is not None:
             raise WireError(f"space {number}, which there is already")
-        own = os.fstat(fds[0])
-        if not stat.S_ISREG(own.st_mode) or own.st_size < size:
-            raise WireError("an own object that is none")
-        if not _has_room(domain, fds[0], size):
+        own.check(domain, fds[0], size)
+        if everywhere is None:
+            _refuse_space(worker, errno.EMFILE, SHARE_USED)
+        elif not _has_room(everywhere, fds[0], size):
             text = "the file system of the own object cannot hold all that was promised"
-            wire.send_control(worker.control, {"errno": errno.ENOSPC, "text": text})
-            raise NoRoomError(text)
+            _refuse_space(worker, errno.ENOSPC, text)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -220,13 +250,18 @@ def _register(
     return slot
 
 
-def _has_room(domain: Domain, own: int, size: int) -> bool:
+def _refuse_space(worker: Worker, number: int, text: str) -> NoReturn:
+    wire.send_control(worker.control, {"errno": number, "text": text})
+    raise NoRoomError(text)
+
+
+def _has_room(everywhere: Iterable[MmSlot], file: int, size: int) -> bool:
     """Whether every hole of every own object in this file system could be written: else SIGBUS threatens."""
-    system = os.fstatvfs(own)
+    system = os.fstatvfs(file)
     if not system.f_blocks:
         return True
-    device = os.fstat(own).st_dev
-    promised = sum(slot.hole_bytes() for slot in domain.slots.values() if slot.is_on(device))
+    device = os.fstat(file).st_dev
+    promised = sum(slot.hole_bytes() for slot in everywhere if slot.is_on(device))
     return promised + size <= system.f_bavail * system.f_frsize
 
 
@@ -291,7 +326,7 @@ def _outcome(
     del worker.orders[order_id]
     errors = np.repeat(spans["error"], spans["nr_pages"].astype(np.int64))
     _ENTER[order.kind](domain, order, errors)
-    if domain.is_unmerging and order.kind is not OrderKind.REHOME:
+    if domain.rules.is_unmerging and order.kind is not OrderKind.REHOME:
         states = order.slot.rmap.state[order.pages]
         late = (states == State.MERGED) | (states == State.ZERO)
         rehome.order(domain, order.slot, order.pages[late])

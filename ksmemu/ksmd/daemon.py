@@ -15,6 +15,8 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
+from ksmemu import wire
+from ksmemu.control.domain_files import DomainFiles
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
 from ksmemu.control.plain import PlainFiles
@@ -24,11 +26,10 @@ from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
 from ksmemu.ksmd import connection, mmlist, question, rehome, takeover
 from ksmemu.ksmd.domain import Domain
-from ksmemu.ksmd.harvest import ChecksumTracker, WriteTracker
+from ksmemu.ksmd.domains import Domains
+from ksmemu.ksmd.harvest import ChecksumTracker, Tracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
-from ksmemu.ksmd.mmlist import Mmlist
 from ksmemu.ksmd.rmap import State
-from ksmemu.ksmd.scan import Scan
 from ksmemu.ksmd.tracing import Tracing
 from ksmemu.ksmd.tuning import Tuning
 from ksmemu.ksmd.worker import STALLED_SECONDS, Worker
@@ -61,28 +62,31 @@ class Daemon:
     """
 
     def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
-        self._domain = Domain(instance.tracing / "trace")
-        tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.fingerprints)
+        new_tracker = _writes if tracks else _checksums
+        self._domains = Domains(instance.tracing / "trace", new_tracker, rfc2009=setup.rfc2009)
+        self._rfc2009 = setup.rfc2009
         self._files = RFC_2009 if setup.rfc2009 else LINUX
-        self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
-        self._domain.forgets_unadvised = setup.rfc2009
-        self._scan = Scan(self._domain, tracker, self._mmlist)
-        self._tuning = Tuning(self._domain, self._scan, lambda: self._control)
+        self._tuning = Tuning(self._domains, lambda: self._control)
         folder = instance.values if setup.fuse else instance.control
         self._control = ControlDirectory(folder, instance.stats, self._files, self.store)
         self._server = MountedFiles(self._control, instance) if setup.fuse else PlainFiles(self._control)
         self._proc = ProcDirectory(instance.proc)
-        self._tracing = Tracing(instance.tracing, self._domain)
+        self._by_domain = DomainFiles(instance.stats / "domains")
+        self._tracing = Tracing(instance.tracing, self._domains)
         self._run = STOP
         self._next_batch = 0.0
         self._is_stopping = False
         self._outside = select.epoll()
         self._wanted: dict[int, Callable[[], None]] = {}
         terms = {"tracks": tracks, "rfc2009": setup.rfc2009}
-        self._workers = Workers(self._domain, instance.listen(), terms, self._reap)
-        self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore)
+        self._workers = Workers(self._domains, instance.listen(all_users=setup.all_users), terms, self._reap)
+        self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore, all_users=setup.all_users)
         self._workers.refused = self._merge_pid.refused
-        self._workers.questions |= {"merge_pid": self._merge_pid.answer, "explain": self._explain}
+        self._workers.questions |= {
+            "merge_pid": self._merge_pid.answer,
+            "explain": self._explain,
+            "figures": self._figures,
+        }
         self._want(self._server.fileno(), self._server.read_events)
         self._want(self._tracing.fileno(), self._tracing.read_events)
         if setup.events:
@@ -105,6 +109,7 @@ class Daemon:
             if self._is_scanning() and time.monotonic() >= self._next_batch:
                 self._batch(self._control["pages_to_scan"])
                 self._next_batch = time.monotonic() + self._sleep_seconds()
+            self._domains.drop_empty()
             self._publish()
 
     def stop(self) -> None:
@@ -121,18 +126,19 @@ class Daemon:
         self._server.close()
         self._tracing.close()
         self._control.close()
+        self._by_domain.close()
         self._outside.close()
         self._workers.close()
-        self._domain.close()
+        self._domains.close()
 
     def _is_scanning(self) -> bool:
         """Whether there is something to scan; in 2009 that was any process that had ever advised."""
         return self._run == MERGE and any(
-            self._mmlist is not None or len(slot.advised) for slot in self._domain.slots.values()
+            self._rfc2009 or len(slot.advised) for slot in self._domains.slots()
         )
 
     def _sleep_seconds(self) -> float:
-        if self._mmlist is not None:
+        if self._rfc2009:
             return self._control["sleep"] / 1e6
         return self._control["sleep_millisecs"] / 1e3
 
@@ -146,10 +152,12 @@ class Daemon:
         self._outside.register(fd, select.EPOLLIN)
 
     def _publish(self) -> None:
-        self._proc.publish(self._domain.processes())
+        self._proc.publish(self._domains.processes())
         self._tracing.publish()
-        counters = {**self._domain.own_counters(), **self._domain.counters()}
-        if self._mmlist is not None:
+        by_domain = {str(domain.key): domain.counters() for domain in self._domains}
+        self._by_domain.publish(by_domain)
+        counters = self._domains.sum(by_domain.values())
+        if self._rfc2009:
             counters = mmlist.renamed(counters)
         else:
             for name in self._files.actions:
@@ -160,8 +168,8 @@ class Daemon:
 
     def _batch(self, budget: int) -> None:
         """Scan budget pages, or to the end of the full scan; workers are heard in between."""
-        while budget > 0 and self._domain.slots:
-            passed, ended = self._scan.step(budget)
+        while budget > 0 and any(self._domains.slots()):
+            passed, ended = self._domains.step(budget)
             budget -= passed
             if ended:
                 self._end_scan()
@@ -169,20 +177,14 @@ class Daemon:
             self._workers.hear(0.0)
 
     def _end_scan(self) -> None:
-        self._scan.end()
         self._workers.settle(STALLED_SECONDS)
-        rehome.order_unheld(self._domain)
+        for domain in self._domains:
+            rehome.order_unheld(domain)
         self._workers.settle(STALLED_SECONDS)
-        stats = self._domain.stats
-        stats.pages_over_budget, stats.over_budget_so_far = stats.over_budget_so_far, 0
-        self._domain.count_chains()
         self._tuning.end_scan()
-        if self._domain.events.is_on:
-            self._domain.events.stop_scan(stats.full_scans, self._domain.nr_rmap_items())
-        stats.full_scans += 1
-        takeover.drop_orphans(self._domain)
-        if self._mmlist is not None:
-            self._mmlist.start_scan()
+        for domain in self._domains:
+            takeover.drop_orphans(domain)
+        self._domains.end_scan()
 
     # ---- stores ------------------------------------------------------------------------------------
 
@@ -210,8 +212,9 @@ class Daemon:
 
     def _set_run(self, value: int) -> None:
         shown = value
-        if self._mmlist is not None and value == STOP:
-            self._mmlist.drop_dead()
+        if self._rfc2009 and value == STOP:
+            for mmlist in self._domains.mmlists():
+                mmlist.drop_dead()
             value = UNMERGE
         if value == self._run:
             return
@@ -220,12 +223,12 @@ class Daemon:
             try:
                 self._unmerge()
             except OSError:
-                self._domain.is_unmerging = False
+                self._domains.rules.is_unmerging = False
                 self._run = STOP
                 self._control.set("run", STOP)
                 raise
         self._run = value
-        self._domain.is_unmerging = value == UNMERGE
+        self._domains.rules.is_unmerging = value == UNMERGE
         self._next_batch = 0.0
 
     def _unmerge_pid(self, pid: int) -> None:
@@ -242,43 +245,39 @@ class Daemon:
 
     def _unmerge(self) -> None:
         """Bring every page home and forget what was scanned; nothing is scanned until run is 1 again."""
-        domain = self._domain
+        domains = list(self._domains)
         self._workers.hear_all()
         self._workers.settle(_UNMERGE_SECONDS)
         for _ in range(_UNMERGE_TRIES):
-            rehome.order_all(domain)
-            domain.is_unmerging = True
+            rehome.order_all(domains)
+            self._domains.rules.is_unmerging = True
             self._workers.settle(_UNMERGE_SECONDS)
-            if not domain.count(State.MERGED, State.ZERO):
+            if not any(domain.count(State.MERGED, State.ZERO) for domain in domains):
                 break
-        self._scan.restart()
-        domain.unstable.clear()
-        for slot in domain.slots.values():
-            pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
-            states = slot.rmap.state[pages]
-            slot.rmap.move(pages[states <= State.UNSTABLE], State.NEW)
-            slot.rmap.tag[pages[states <= State.UNSTABLE]] = 0
-            slot.rmap.rejuvenate(pages)
-        domain.count_chains()
-        stopped = [worker for worker in domain.workers if worker.orders]
-        if domain.count(State.MERGED, State.ZERO):
+        self._domains.restart()
+        for domain in domains:
+            domain.begin_anew()
+        stopped = [worker for worker in self._domains.workers() if worker.orders]
+        if any(domain.count(State.MERGED, State.ZERO) for domain in domains):
             raise OSError(errno.ENOMEM, "some pages could not be unmerged")
         if stopped:
             pids = ", ".join(str(worker.pid) for worker in stopped)
             log.warning("run=2: pid %s does not answer; it unmerges when it runs again", pids)
-        domain.stats.full_scans = 0
+        self._domains.full_scans = 0
 
     # ---- workers -----------------------------------------------------------------------------------
 
     def _reap(self, worker: Worker) -> None:
         """A worker is gone; in 2009 its memory was held until the scan came by."""
-        if self._mmlist is not None and worker.slots and self._is_scanning():
+        if self._rfc2009 and worker.slots and self._is_scanning():
             worker.is_lost = True
-            self._mmlist.died(worker)
+            self._domains.died(worker)
             return
-        connection.reap(self._domain, worker)
-        self._domain.count_chains()
-        self._publish()
+        domain = self._domains[worker.key]
+        connection.reap(domain, worker)
+        domain.count_chains()
+        if domain.workers:  # otherwise it is dropped first, at the end of this turn of the loop
+            self._publish()
 
     def _explain(self, control: socket.socket, body: dict[str, object]) -> None:
         self._workers.hear_reports()  # so that whoever asks after an advice is told of what it changed
@@ -286,10 +285,34 @@ class Daemon:
         if stopped is None and not self._control["pages_to_scan"]:
             stopped = "pages_to_scan=0"
         try:
-            question.answer(self._domain, control, body, stopped)
+            question.answer(self._seen_by(control), control, body, stopped)
         except OSError as error:
             connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
         control.close()
+
+    def _figures(self, control: socket.socket, body: dict[str, object]) -> None:
+        """Tell a user the figures of his own domains."""
+        if body != {"figures": wire.VERSION}:
+            raise wire.WireError(f"a question for figures of another version than {wire.VERSION}")
+        figures = {str(domain.key): domain.counters() for domain in self._seen_by(control)}
+        try:
+            question.send(control, {"full_scans": self._domains.full_scans, "domains": figures})
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
+
+    def _seen_by(self, control: socket.socket) -> list[Domain]:
+        """Return the domains of which whoever asks may know."""
+        _, uid = connection.peer(control)
+        return self._domains.seen_by(uid)
+
+
+def _writes(_domain: Domain) -> Tracker:
+    return WriteTracker()
+
+
+def _checksums(domain: Domain) -> Tracker:
+    return ChecksumTracker(domain.fingerprints)
 
 
 def stop_on_signals(daemon: Daemon) -> None:

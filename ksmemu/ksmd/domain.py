@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
 from ksmemu.control.procfs import RMAP_ITEM_BYTES, Process
+from ksmemu.domain_key import Key
 from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.checksum import Checksum
-from ksmemu.ksmd.events import Events
+from ksmemu.ksmd.events import Events, Trace
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames, Pool
@@ -37,7 +38,6 @@ _NONE_RENEWED = (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64))
 class Stats:
     """What happened so far; the names are those of control/counters.py."""
 
-    full_scans: int = 0
     pages_scanned: int = 0
     pages_skipped: int = 0
     pages_over_budget: int = 0
@@ -51,16 +51,53 @@ class Stats:
     verify_refusals: int = 0
     freeze_max_ns: int = 0
 
+    def shown(self) -> dict[str, int]:
+        """Return them by name, but for what is of a full scan that goes on."""
+        return {name: number for name, number in asdict(self).items() if name != "over_budget_so_far"}
+
+    def add(self, gone: Stats) -> None:
+        """Add what happened in a domain that has gone, so that no sum falls."""
+        self.pages_scanned += gone.pages_scanned
+        self.pages_skipped += gone.pages_skipped
+        self.pages_broken += gone.pages_broken
+        self.pages_rehomed += gone.pages_rehomed
+        self.pages_renewed += gone.pages_renewed
+        self.merges += gone.merges
+        self.verify_refusals += gone.verify_refusals
+        self.freeze_max_ns = max(self.freeze_max_ns, gone.freeze_max_ns)
+
+
+@dataclass(slots=True)
+class Rules:
+    """What stores have put in force, for every domain of a ksmd alike."""
+
+    max_page_sharing: int = 256
+    use_zero_pages: bool = False
+    smart_scan: bool = True
+    merge_across_nodes: bool = True
+    max_frames: int = 0
+    """Of all pools together, at most; 0: no limit (max_kernel_pages of 2009)."""
+    forgets_unadvised: bool = False
+    """Merged pages that are not advised any more are LEFT (the rules of 2009)."""
+    is_unmerging: bool = False
+    """run=2: a merge whose outcome comes late is undone."""
+
 
 class Domain:
     """The books of one security domain. Runs in: ksmd, one thread.
 
     Args:
+        number: no other domain has it at the same time.
+        rules: shared with the other domains.
         trace: where its events go, when they are on.
+        threads: that read pages.
     """
 
-    def __init__(self, trace: Path) -> None:
-        self.checksum = Checksum()
+    def __init__(self, key: Key, number: int, rules: Rules, trace: Trace, threads: Executor) -> None:
+        self.key = key
+        self.number = number
+        self.rules = rules
+        self.checksum = Checksum(threads)
         self.pool = Pool()
         self.slots: dict[int, MmSlot] = {}
         self.workers: list[Worker] = []
@@ -69,14 +106,8 @@ class Domain:
         self.stable = Stable(self.pool)
         self.unstable = Unstable(self.slots)
         self.stats = Stats()
-        self.events = Events(trace, self.pool.nr_frames)
-        self.max_page_sharing = 256
-        self.use_zero_pages = False
-        self.smart_scan = True
-        self.merge_across_nodes = True
+        self.events = Events(trace, number, self.pool.nr_frames)
         self.nr_chains, self.nr_dups = 0, 0
-        self.forgets_unadvised = False  # the rules of 2009
-        self.is_unmerging = False  # run=2: a merge whose outcome comes late is undone
         self.renewed = [_NONE_RENEWED]  # since take_renewed()
         self._next_order = 0
 
@@ -99,7 +130,7 @@ class Domain:
 
     def marks_of(self, slot: MmSlot, pages: Pages) -> Fingerprints:
         """Return what is mixed into fingerprints of pages, or into all, so that those of two nodes differ."""
-        if self.merge_across_nodes:
+        if self.rules.merge_across_nodes:
             return np.array(0, dtype=np.uint64)
         return np.asarray(_MARKS[slot.nodes_of(pages)])
 
@@ -120,13 +151,13 @@ class Domain:
         merged, as the kernel leaves a page that has several owners where it is.
         """
         slot.nodes.put(start, end, node)
-        if not self.merge_across_nodes:
+        if not self.rules.merge_across_nodes:
             slot.rmap.forget_fingerprints(start, end)
 
     def is_zero(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
         """Return of each fingerprint whether it is that of a page of zeros, on whatever node."""
         unmarked = fingerprints ^ np.uint64(self.checksum.zero)
-        return unmarked == 0 if self.merge_across_nodes else np.isin(unmarked, _MARKS)
+        return unmarked == 0 if self.rules.merge_across_nodes else np.isin(unmarked, _MARKS)
 
     def is_in_pool(self, frames: Frames) -> npt.NDArray[np.bool_]:
         """Return of each frame of the books whether pages map it; zeros show the kernel's zero page."""
@@ -143,6 +174,22 @@ class Domain:
         shown = np.full(len(pages), wire.FRAME_ZERO, dtype=np.uint64)
         shown[in_pool] = self.pool.ladders.shown(pages[in_pool], frames[in_pool]).astype(np.uint64)
         return shown
+
+    def begin_anew(self) -> None:
+        """Everything was unmerged: forget what was scanned."""
+        self.unstable.clear()
+        for slot in self.slots.values():
+            pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
+            states = slot.rmap.state[pages]
+            slot.rmap.move(pages[states <= State.UNSTABLE], State.NEW)
+            slot.rmap.tag[pages[states <= State.UNSTABLE]] = 0
+            slot.rmap.rejuvenate(pages)
+        self.count_chains()
+
+    def end_scan(self) -> None:
+        """Bring the figures up to date that are those of a full scan."""
+        self.stats.pages_over_budget, self.stats.over_budget_so_far = self.stats.over_budget_so_far, 0
+        self.count_chains()
 
     def count_chains(self) -> None:
         """Bring the figures of chains and dups up to date."""
@@ -179,6 +226,15 @@ class Domain:
             if order.slot is slot:
                 order.live &= (order.pages < start) | (order.pages >= end)
 
+    def shown(self) -> Frames:
+        """Return the frames that pages show now, each as often as it is shown."""
+        shown = [np.empty(0, dtype=np.int64)]
+        for slot in self.slots.values():
+            pages = slot.rmap.tracked(0, slot.nr_pages)
+            pages = pages[np.isin(slot.rmap.state[pages], SHOWS_FRAME)]
+            shown.append(slot.rmap.tag[pages].astype(np.int64))
+        return np.concatenate(shown)
+
     def inherit(self, slot: MmSlot, pages: Pages, number: int) -> None:
         """Pages of a slot show an ancestor, or 0: none."""
         if slot.ancestors:
@@ -211,22 +267,6 @@ class Domain:
         slot.rmap.move(left[~is_zero], State.MERGED)
         slot.rmap.move(left[is_zero], State.ZERO)
 
-    def record(self, *, on: bool) -> None:
-        """Turn events on, into an empty trace, or off.
-
-        Raises:
-            OSError: there is no place for a trace; events are off.
-        """
-        if not on:
-            self.events.stop()
-        elif not self.events.is_on:
-            shown = [np.empty(0, dtype=np.int64)]
-            for slot in self.slots.values():
-                pages = slot.rmap.tracked(0, slot.nr_pages)
-                pages = pages[np.isin(slot.rmap.state[pages], SHOWS_FRAME)]
-                shown.append(slot.rmap.tag[pages].astype(np.int64))
-            self.events.start(np.concatenate(shown))
-
     def take_renewed(self) -> tuple[Places, Frames]:
         """Return the pages that were renewed since the last call, and their frames; a page may come twice."""
         renewed, self.renewed = self.renewed, [_NONE_RENEWED]
@@ -238,7 +278,7 @@ class Domain:
         return self.count(*HAS_ITEM)
 
     def counters(self) -> Mapping[str, int]:
-        """Return the kernel's counters."""
+        """Return every counter but full_scans, which is of all domains."""
         counts = _total(self.slots.values())
         shared = self.pool.nr_used - (self._nr_left() if counts[State.LEFT] else 0)
         sharing = max(counts[State.MERGED] + counts[State.REHOMING] - shared, 0)
@@ -246,18 +286,20 @@ class Domain:
         volatile = sum(counts[state] for state in VOLATILE)
         zero = counts[State.ZERO]
         items = shared + sharing + unshared + volatile
-        return {
-            "pages_scanned": self.stats.pages_scanned,
+        return self.stats.shown() | {
             "pages_shared": shared,
             "pages_sharing": sharing,
             "pages_unshared": unshared,
             "pages_volatile": volatile,
-            "pages_skipped": self.stats.pages_skipped,
             "ksm_zero_pages": zero,
             "stable_node_chains": self.nr_chains,
             "stable_node_dups": self.nr_dups,
             "general_profit": (sharing + zero) * PAGE_SIZE - items * RMAP_ITEM_BYTES,
-            "full_scans": self.stats.full_scans,
+            "workers": len(self.workers),
+            "spaces": len(self.slots),
+            "pages_tracked": sum(counts[State.NEW :]),
+            "ladder_frames": self.pool.ladders.nr_frames,
+            "pool_bytes": self.pool.blocks_bytes(),
         }
 
     def _nr_left(self) -> int:
@@ -270,26 +312,9 @@ class Domain:
         frames, counts = counted(left[left != NO_FRAME])
         return int((self.pool.refs[frames] == counts).sum())
 
-    def processes(self) -> dict[int, Process]:
-        """Return the figures of each worker that has spaces, by pid."""
-        return {worker.pid: _figures(worker) for worker in self.workers if worker.slots}
-
-    def own_counters(self) -> Mapping[str, int]:
-        """Return the counters that the kernel does not have."""
-        return {
-            "pages_over_budget": self.stats.pages_over_budget,
-            "pages_broken": self.stats.pages_broken,
-            "pages_rehomed": self.stats.pages_rehomed,
-            "pages_renewed": self.stats.pages_renewed,
-            "merges": self.stats.merges,
-            "verify_refusals": self.stats.verify_refusals,
-            "freeze_max_ns": self.stats.freeze_max_ns,
-            "workers": len(self.workers),
-            "spaces": len(self.slots),
-            "pages_tracked": sum(_total(self.slots.values())[State.NEW :]),
-            "ladder_frames": self.pool.ladders.nr_frames,
-            "pool_bytes": self.pool.blocks_bytes(),
-        }
+    def processes(self) -> Iterable[tuple[int, Process]]:
+        """Return pid and figures of each worker that has spaces."""
+        return ((worker.pid, _figures(worker)) for worker in self.workers if worker.slots)
 
     def close(self) -> None:
         """Let go of everything; what is merged stays merged in the workers."""
@@ -298,8 +323,6 @@ class Domain:
         for ancestor in self.ancestors.values():
             ancestor.close()
         self.pool.close()
-        self.events.stop()
-        self.checksum.close()
 
 
 def _total(slots: Iterable[MmSlot]) -> list[int]:

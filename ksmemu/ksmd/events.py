@@ -51,33 +51,29 @@ ADDED: Mapping[str, tuple[str, ...]] = {"ksm_enter": ("pid", "start", "nr_pages"
 """Fields that follow the kernel's: a pointer can be looked up, a number cannot."""
 
 
-class Events:
-    """Writes the events of one domain. Runs in: ksmd, one thread.
+class Trace:
+    """The file of events, and those of all domains together. Runs in: ksmd, one thread.
 
     Args:
-        trace: the file; start() begins it anew.
-        nr_frames: of the pool.
+        path: start() begins the file anew.
 
     Attributes:
         is_on: whether events are written. It ends by itself when a write fails.
     """
 
-    def __init__(self, trace: Path, nr_frames: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.is_on = False
-        self._trace = trace
-        self._nr_frames = nr_frames
+        self._path = path
         self._fd = -1
 
-    def start(self, frames: Frames) -> None:
-        """Begin an empty trace, while these frames show in pages, each named as often as it does.
+    def start(self) -> None:
+        """Begin an empty trace.
 
         Raises:
             OSError: the file cannot be made; nothing is written.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._trace, flags, 0o600)
-        self._sharers = column(self._nr_frames, np.uint32)
-        self._share(frames)
+        self._fd = os.open(self._path, flags, 0o600)
         self.is_on = True
 
     def stop(self) -> None:
@@ -85,23 +81,62 @@ class Events:
         if self.is_on:
             self.is_on = False
             os.close(self._fd)
-            del self._sharers
 
     def start_scan(self, seq: int, rmap_entries: int) -> None:
         """A full scan begins; seq is full_scans until it ends."""
-        self._append(_lines("ksm_start_scan", seq, rmap_entries))
+        self.append(_lines("ksm_start_scan", seq, rmap_entries))
 
     def stop_scan(self, seq: int, rmap_entries: int) -> None:
         """A full scan has ended, and every outcome that was waited for is entered."""
-        self._append(_lines("ksm_stop_scan", seq, rmap_entries))
+        self.append(_lines("ksm_stop_scan", seq, rmap_entries))
+
+    def advisor(self, scan_time: int, pages_to_scan: int, cpu_percent: int) -> None:
+        """The advisor chose pages_to_scan, after a full scan of so many seconds."""
+        self.append(_lines("ksm_advisor", scan_time, pages_to_scan, cpu_percent))
+
+    def append(self, lines: list[str]) -> None:
+        """Write whole lines or none; if that fails, events end, since a trace with a gap tells lies."""
+        text, written = "".join(lines).encode(), 0
+        try:
+            while written < len(text):
+                written += os.write(self._fd, text[written:])
+        except OSError as error:
+            os.ftruncate(self._fd, max(os.fstat(self._fd).st_size - written, 0))
+            log.warning("events are off, %s takes no more: %s", self._path, error.strerror)
+            self.stop()
+
+
+class Events:
+    """Writes the events of one domain. Runs in: ksmd, one thread.
+
+    Args:
+        trace: where they go.
+        number: of the domain; the upper half of its frames' numbers.
+        nr_frames: of the pool.
+    """
+
+    def __init__(self, trace: Trace, number: int, nr_frames: int) -> None:
+        self._trace = trace
+        self._first = number << 32
+        self._sharers = column(nr_frames, np.uint32)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether events are written."""
+        return self._trace.is_on
+
+    def start(self, frames: Frames) -> None:
+        """A trace begins while these frames show in pages, each named as often as it does."""
+        self._sharers = column(len(self._sharers), np.uint32)
+        self._share(frames)
 
     def enter(self, slot: MmSlot, pid: int) -> None:
         """An address space was registered."""
-        self._append(_lines("ksm_enter", slot.id, pid, slot.start, slot.nr_pages))
+        self._trace.append(_lines("ksm_enter", slot.id, pid, slot.start, slot.nr_pages))
 
     def exit(self, slot: MmSlot) -> None:
         """An address space is gone; its pages were removed before."""
-        self._append(_lines("ksm_exit", slot.id))
+        self._trace.append(_lines("ksm_exit", slot.id))
 
     def merge(self, slot: MmSlot, pages: Pages, frames: Frames, errors: npt.NDArray[np.int32]) -> None:
         """Pages show these frames now, or were refused: errors holds 0 or an errno for each."""
@@ -110,20 +145,16 @@ class Events:
         pages, frames, errors = pages[~zero], frames[~zero], errors[~zero]
         is_ksm_page = self._is_ksm_page(frames, errors == 0)
         self._share(frames[errors == 0])
-        lines += _lines("ksm_merge_with_ksm_page", is_ksm_page, frames, pages, slot.id, -errors)
-        self._append(lines)
+        lines += _lines("ksm_merge_with_ksm_page", is_ksm_page, self._pfn(frames), pages, slot.id, -errors)
+        self._trace.append(lines)
 
     def remove(self, slot: MmSlot, pages: Pages, frames: Frames) -> None:
         """Pages show these frames no longer; a frame that shows nowhere is no KSM page any more."""
         which, counts = counted(frames[frames != NO_FRAME])
         self._sharers[which] -= counts.astype(np.uint32)
         gone = which[self._sharers[which] == 0]
-        lines = _lines("ksm_remove_rmap_item", frames, pages, slot.id)
-        self._append(lines + _lines("ksm_remove_ksm_page", gone))
-
-    def advisor(self, scan_time: int, pages_to_scan: int, cpu_percent: int) -> None:
-        """The advisor chose pages_to_scan, after a full scan of so many seconds."""
-        self._append(_lines("ksm_advisor", scan_time, pages_to_scan, cpu_percent))
+        lines = _lines("ksm_remove_rmap_item", self._pfn(frames), pages, slot.id)
+        self._trace.append(lines + _lines("ksm_remove_ksm_page", self._pfn(gone)))
 
     def _share(self, frames: Frames) -> None:
         which, counts = counted(frames[frames != NO_FRAME])
@@ -137,16 +168,9 @@ class Events:
         is_later: npt.NDArray[np.bool_] = np.arange(len(frames)) > first[number]
         return is_later | (self._sharers[frames] > 0)
 
-    def _append(self, lines: list[str]) -> None:
-        """Write whole lines or none; if that fails, events end, since a trace with a gap tells lies."""
-        text, written = "".join(lines).encode(), 0
-        try:
-            while written < len(text):
-                written += os.write(self._fd, text[written:])
-        except OSError as error:
-            os.ftruncate(self._fd, max(os.fstat(self._fd).st_size - written, 0))
-            log.warning("events are off, %s takes no more: %s", self._trace, error.strerror)
-            self.stop()
+    def _pfn(self, frames: Frames) -> npt.NDArray[np.int64]:
+        """Return what frames of this pool are called in the trace, where there may be others."""
+        return np.where(frames == NO_FRAME, frames, frames | self._first)
 
 
 def _lines(name: str, *columns: int | npt.NDArray[np.generic]) -> list[str]:

@@ -6,6 +6,7 @@ date for it while nobody asks, and an answer changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,19 +92,38 @@ class _Stretches:
         return found
 
 
-def partners(domain: Domain) -> Partners:
-    """Look for equal pages of all that wait as unique: one look serves every space."""
+def partners(domain: Domain, others: Iterable[Domain]) -> Partners:
+    """Look for equal pages of all that wait as unique: one look serves every space.
+
+    Args:
+        others: where an equal page is worth a word. Each has a seed of its own, so pages are read again.
+    """
     entries, where = domain.unstable.everyone()
     where, first = np.unique(where, return_index=True)
     fingerprints = entries[first]
     reasons = np.full(len(where), Reason.UNIQUE, dtype=np.uint8)
-    if not domain.merge_across_nodes:
+    for other in others:
+        reasons[_are_in(other, domain, where)] = Reason.OTHER_DOMAIN
+    if not domain.rules.merge_across_nodes:
         reasons[_are_on_other_nodes(domain, fingerprints, where)] = Reason.OTHER_NODE
     index, _, sharers = domain.stable.dups(fingerprints)
     reasons[index] = Reason.SHARING_LIMIT
-    reasons[index[sharers < domain.max_page_sharing]] = Reason.LOOKED_AT
+    reasons[index[sharers < domain.rules.max_page_sharing]] = Reason.LOOKED_AT
     has_some = reasons != Reason.UNIQUE
     return Partners(where[has_some], reasons[has_some])
+
+
+def _are_in(other: Domain, domain: Domain, where: Places) -> npt.NDArray[np.bool_]:
+    """Return of each waiting page of a domain whether another domain knows its content."""
+    found = np.zeros(len(where), dtype=np.bool_)
+    for slot_id, index in by_slot(where):
+        try:
+            prints = other.fingerprints(domain.slots[slot_id], pages_of(where[index]))
+        except OSError:  # the worker has shrunk its object
+            continue
+        found[index[other.stable.dups(prints)[0]]] = True
+        found[index[other.unstable.waiting(prints)[0]]] = True
+    return found
 
 
 def _are_on_other_nodes(domain: Domain, fingerprints: Fingerprints, where: Places) -> npt.NDArray[np.bool_]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd import holders, takeover
+from ksmemu.ksmd import holders, own, takeover
 from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -21,15 +20,11 @@ from ksmemu.wire import WireError
 _MAX_NUMBER = 255
 
 
-def check_ancestor(slot: MmSlot, file: int, number: int, holder: int) -> None:
-    """Raise WireError unless a descriptor is of shared memory, of a space's size, can write, is so called."""
-    try:
-        fcntl.fcntl(file, fcntl.F_GET_SEALS)
-    except OSError:
-        raise WireError("an ancestor that is no shared memory") from None
+def check_ancestor(domain: Domain, slot: MmSlot, file: int, number: int, holder: int) -> None:
+    """Raise WireError unless a descriptor could be of an own object, can write, and is so called."""
+    own.check(domain, file, slot.nr_pages * PAGE_SIZE)
     if (
         fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR
-        or os.fstat(file).st_size < slot.nr_pages * PAGE_SIZE
         or not 0 < number <= _MAX_NUMBER
         or not 0 < holder < holders.MAX_HOLDER
         or holders.is_anothers(file, holder)
@@ -56,10 +51,9 @@ def divide(domain: Domain, slot: MmSlot, holder: int, spans: npt.NDArray[np.void
     """
     if len(fds) != 2 or len(spans) != 1:
         raise WireError("a fork without its objects")
-    number, own = int(spans[0]["value"]), os.fstat(fds[0])
-    check_ancestor(slot, fds[1], number, holder)
-    if not stat.S_ISREG(own.st_mode) or own.st_size < slot.nr_pages * PAGE_SIZE:
-        raise WireError("an own object that is none")
+    number = int(spans[0]["value"])
+    check_ancestor(domain, slot, fds[1], number, holder)
+    own.check(domain, fds[0], slot.nr_pages * PAGE_SIZE)
     add_ancestor(domain, slot, fds[1], number).known.add(holder)
     os.close(slot.own)
     slot.own = fds[0]

@@ -34,12 +34,12 @@ def merge(domain: Domain, candidates: Candidates) -> None:
     where, fingerprints, gaps = candidates
     settled = _is_settled(domain, where)
     where, fingerprints = where[settled], fingerprints[settled]
-    if domain.use_zero_pages:
+    if domain.rules.use_zero_pages:
         zero = domain.is_zero(fingerprints)
         _order(domain, where[zero], np.full(int(zero.sum()), NO_FRAME, dtype=np.int64))
         where, fingerprints = where[~zero], fingerprints[~zero]
     left = Candidates(where, fingerprints, gaps)
-    claims = match(left, domain.stable, domain.unstable, domain.max_page_sharing)
+    claims = match(left, domain.stable, domain.unstable, domain.rules.max_page_sharing)
     domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
     _order(domain, claims.known, claims.frames)
     for portion in claims.portions(_PORTION):

@@ -37,13 +37,19 @@ class MergePid:
     Args:
         listen_to: call a function whenever a descriptor has something to say.
         ignore: no longer.
+        all_users: processes of every user may be named, not only of the one who runs this ksmd.
     """
 
     def __init__(
-        self, listen_to: Callable[[int, Callable[[], None]], None], ignore: Callable[[int], None]
+        self,
+        listen_to: Callable[[int, Callable[[], None]], None],
+        ignore: Callable[[int], None],
+        *,
+        all_users: bool,
     ) -> None:
         self._listen_to = listen_to
         self._ignore = ignore
+        self._all_users = all_users
         self._pidfds: dict[int, int] = {}
         self._obeying: dict[int, socket.socket] = {}
         """Connections, by pid, of those who have asked and not finished yet."""
@@ -57,7 +63,8 @@ class MergePid:
     def merge(self, pid: int) -> None:
         """Merge all memory of a process, also what it maps later; errors as _open()."""
         if pid not in self._pidfds:
-            pidfd = _open(pid)
+            pidfd, uid = _open(pid, all_users=self._all_users)
+            log.info("merge_pid: pid %d of uid %d is to be merged", pid, uid)
             self._pidfds[pid] = pidfd
             self._listen_to(pidfd, lambda: self._drop(pid))
         _wake(self._pidfds[pid])
@@ -67,9 +74,11 @@ class MergePid:
 
         It is done when owes(pid) is false.
         """
-        os.close(_open(pid))
+        found, uid = _open(pid, all_users=self._all_users)
+        os.close(found)
         pidfd = self._pidfds.get(pid)
         if pidfd is not None:
+            log.info("unmerge_pid: pid %d of uid %d is to be unmerged", pid, uid)
             self._owing.add(pid)
             _wake(pidfd)
 
@@ -142,11 +151,12 @@ def _wake(pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGURG)
 
 
-def _open(pid: int) -> int:
-    """Return a pidfd of a process that has an address space of ours.
+def _open(pid: int, *, all_users: bool) -> tuple[int, int]:
+    """Return a pidfd and the uid of a process that has an address space of ours.
 
     Raises:
-        OSError: ESRCH: no such process, or it has none. EPERM: it is another user's.
+        OSError: ESRCH: no such process, or it has none. EPERM: it is of a user who is not served here, or
+            runs with the rights of several.
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -157,22 +167,23 @@ def _open(pid: int) -> int:
             raise
         raise OSError(errno.ESRCH, f"no process {pid}") from None
     try:
-        _check_is_ours(pid)
+        return pidfd, _uid_of(pid, all_users=all_users)
     except BaseException:
         os.close(pidfd)
         raise
-    return pidfd
 
 
-def _check_is_ours(pid: int) -> None:
+def _uid_of(pid: int, *, all_users: bool) -> int:
+    """Return the uid of a process that is ours; errors as _open()."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-        uids = {int(uid) for uid in status["Uid"].split()}
-        if uids != {os.geteuid()}:
+        uids = sorted({int(uid) for uid in status["Uid"].split()})
+        if len(uids) > 1 or (uids != [os.geteuid()] and not all_users):
             raise OSError(errno.EPERM, f"pid {pid} is of uid {', '.join(map(str, uids))}")
         catches = int(status["SigCgt"], 16) >> (signal.SIGURG - 1) & 1
         if not catches or _CORE not in Path(f"/proc/{pid}/maps").read_text(errors="replace"):
             raise OSError(errno.ESRCH, f"pid {pid} has no address space of ours")
     except (FileNotFoundError, ProcessLookupError):
         raise OSError(errno.ESRCH, f"no process {pid}") from None
+    return uids[0]

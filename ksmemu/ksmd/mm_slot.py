@@ -14,7 +14,7 @@ from ksmemu.intervals import IntervalMap
 from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.columns import column
 from ksmemu.ksmd.ranges import Pages, expand, from_core, union
-from ksmemu.ksmd.rmap import CHUNK, Rmap, State
+from ksmemu.ksmd.rmap import CHUNK, SHOWS_FRAME, Rmap, State
 from ksmemu.units import PAGE_SIZE
 
 
@@ -94,6 +94,14 @@ class MmSlot:
         for pages in self.former:
             self.rmap.tag[pages[self.rmap.state[pages] == State.ABSENT]] = 0
         self.former.clear()
+
+    def nr_runs(self) -> int:
+        """Return about how many mappings show frames: rungs of a ladder are taken for one."""
+        pages = self.rmap.tracked(0, self.nr_pages)
+        pages = pages[np.isin(self.rmap.state[pages], SHOWS_FRAME)]
+        ahead = np.diff(self.rmap.tag[pages].astype(np.int64))
+        breaks = (np.diff(pages) != 1) | ((ahead != 0) & (ahead != 1))
+        return int(np.count_nonzero(breaks)) + (len(pages) > 0)
 
     def hole_bytes(self) -> int:
         """Return how much the own object can still grow."""

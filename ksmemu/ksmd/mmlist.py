@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from ksmemu.control.files import RFC_2009
-from ksmemu.control.tunables import U32_MAX
 from ksmemu.ksmd import connection, rehome
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -24,15 +23,10 @@ from ksmemu.ksmd.worker import Worker
 
 
 class Mmlist:
-    """All spaces, as the scanner of 2009 went through them. Runs in: ksmd, one thread.
-
-    It knew no limit of sharing, and scanned every page every time.
-    """
+    """All spaces of a domain, as the scanner of 2009 went through them. Runs in: ksmd, one thread."""
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
-        domain.max_page_sharing = U32_MAX
-        domain.smart_scan = False
         self._touched: set[int] = set()
         """Spaces that were scanned since the full scan began (mm_slot->touched)."""
         self._dead: list[Worker] = []

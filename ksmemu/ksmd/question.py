@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,13 @@ log = logging.getLogger(__name__)
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def answer(domain: Domain, control: socket.socket, body: dict[str, object], stopped: str | None) -> None:
+def answer(
+    domains: Sequence[Domain], control: socket.socket, body: dict[str, object], stopped: str | None
+) -> None:
     """Answer a question; the connection is the caller's still.
 
     Args:
+        domains: of which whoever asks may know.
         stopped: why nothing is scanned, as in reasons.STOPPED.
 
     Raises:
@@ -50,7 +54,16 @@ def answer(domain: Domain, control: socket.socket, body: dict[str, object], stop
         raise WireError("a question to explain an address of no process")
     if body != {"explain": wire.VERSION, "pid": pid, "address": address}:
         raise WireError(f"a question to explain of another version than {wire.VERSION}")
-    fd = _sealed(json.dumps(_explained(domain, pid, address, stopped)).encode())
+    send(control, _explained(domains, pid, address, stopped))
+
+
+def send(control: socket.socket, found: object) -> None:
+    """Send an answer of any length.
+
+    Raises:
+        OSError: EMFILE, ENOMEM: there is no room for it.
+    """
+    fd = _sealed(json.dumps(found).encode())
     try:
         wire.send_control(control, {}, (fd,))
     finally:
@@ -71,21 +84,34 @@ def _sealed(text: bytes) -> int:
     return fd
 
 
-def _explained(domain: Domain, pid: int | None, address: int | None, stopped: str | None) -> Explained:
-    workers = [worker for worker in domain.workers if worker.slots and pid in (None, worker.pid)]
-    if pid is not None and not workers:
+def _explained(
+    domains: Sequence[Domain], pid: int | None, address: int | None, stopped: str | None
+) -> Explained:
+    found = [
+        (d, worker) for d in domains for worker in d.workers if worker.slots and pid in (None, worker.pid)
+    ]
+    if pid is not None and not found:
         raise OSError(errno.ESRCH, _unknown(pid))
-    slot = None
+    page = None
     if address is not None:
-        slot = next((s for w in workers for s in w.slots if address in _addresses(s)), None)
-        if slot is None:
+        at = next(((d, s) for d, w in found for s in w.slots if address in _addresses(s)), None)
+        if at is None:
             raise OSError(errno.EFAULT, f"{address:#x} is in no address space of pid {pid} that was advised")
-    apart = partners(domain)
+        found = [(d, worker) for d, worker in found if d is at[0]]
+        page = _page(*at, address)
+    apart = {
+        domain: partners(domain, _others(domains, domain)) for domain in dict.fromkeys(d for d, _ in found)
+    }
     return {
         "stopped": stopped,
-        "workers": [_worker(domain, worker, apart, pid, address) for worker in workers],
-        "page": _page(domain, slot, address) if slot is not None and address is not None else None,
+        "workers": [_worker(domain, worker, apart[domain], pid, address) for domain, worker in found],
+        "page": page,
     }
+
+
+def _others(domains: Sequence[Domain], domain: Domain) -> Iterator[Domain]:
+    """Yield the other domains of the same user: what others hold is nobody's business."""
+    return (other for other in domains if other is not domain and other.key.uid == domain.key.uid)
 
 
 def _unknown(pid: int) -> str:
@@ -116,6 +142,7 @@ def _worker(
         spaces.append({"start": whole.start, "end": whole.stop, "node": slot.node, "rows": rows.tolist()})
     return {
         "pid": worker.pid,
+        "domain": str(domain.key),
         "silent": _why_silent(worker),
         "totals": {reason.words: int(totals[reason]) for reason in Reason if totals[reason]},
         "spaces": spaces,

@@ -8,6 +8,7 @@ is discarded would show it (I2).
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +58,10 @@ def _may_return(domain: Domain, slot: MmSlot, frames: Frames) -> npt.NDArray[np.
     Not so the zero page: the kernel has forgotten who showed it. Nor a frame of zeros when they are to
     show the zero page, nor what mbind may have put on another node.
     """
-    if not domain.merge_across_nodes and len(slot.nodes):
+    if not domain.rules.merge_across_nodes and len(slot.nodes):
         return np.zeros(len(frames), dtype=np.bool_)
     may_return: npt.NDArray[np.bool_] = frames != NO_FRAME
-    if domain.use_zero_pages:
+    if domain.rules.use_zero_pages:
         may_return &= domain.is_in_pool(frames)
     return may_return
 
@@ -115,18 +116,19 @@ def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     domain.stats.pages_rehomed += int(home.sum())
 
 
-def order_all(domain: Domain) -> None:
-    """Order everything back (run=2).
+def order_all(domains: Sequence[Domain]) -> None:
+    """Order everything of all domains back (run=2).
 
     Raises:
         OSError: ENOMEM: memory, the cgroup or the shared-memory file system has no room for it; nothing
             was ordered.
     """
-    needed = domain.count(State.MERGED, State.ZERO, State.REHOMING) * PAGE_SIZE
-    for slot in domain.slots.values():
+    needed = sum(domain.count(State.MERGED, State.ZERO, State.REHOMING) for domain in domains) * PAGE_SIZE
+    slots = [(domain, slot) for domain in domains for slot in domain.slots.values()]
+    for _, slot in slots:
         if needed > room.object_bytes(slot.own):
             raise OSError(errno.ENOMEM, f"no room for the {needed} bytes that unmerging needs")
-    for slot in domain.slots.values():
+    for domain, slot in slots:
         pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
         states = slot.rmap.state[pages]
         order(domain, slot, pages[(states == State.MERGED) | (states == State.ZERO)])

@@ -82,8 +82,6 @@ class Scan:
             (pages, ended): how many pages were passed, and whether a full scan ended with them.
         """
         domain = self._domain
-        if self._slot_id == 0 and domain.events.is_on:
-            domain.events.start_scan(domain.stats.full_scans, domain.nr_rmap_items())
         slot = self._next_slot()
         if slot is None:
             self._slot_id = self._page = 0
@@ -189,7 +187,7 @@ class Scan:
         for stretch in slot.rmap.stretches(start, end):
             if slot.ancestors:
                 rehome.order(domain, slot, find_written_heritage(slot, stretch))
-            if slot.rmap.counts[State.LEFT] and not domain.forgets_unadvised:
+            if slot.rmap.counts[State.LEFT] and not domain.rules.forgets_unadvised:
                 domain.count_left(slot, stretch.pages(~stretch.none()))
             if holds_own:
                 nr_skipped += self._harvest(slot, stretch)
@@ -200,7 +198,7 @@ class Scan:
 
     def _harvest(self, slot: MmSlot, stretch: Stretch) -> int:
         """Learn what was written, and fingerprint what was not; return how many pages were skipped."""
-        skipped = smart.skip(slot.rmap, stretch) if self._domain.smart_scan else stretch.none()
+        skipped = smart.skip(slot.rmap, stretch) if self._domain.rules.smart_scan else stretch.none()
         self._become_candidates(slot, stretch, harvest(self._tracker, slot, stretch, skipped))
         return int(np.count_nonzero(skipped))
 
@@ -215,7 +213,7 @@ class Scan:
             return 0
         self._domain.stats.pages_broken += len(broken)
         skipped = np.zeros(len(broken), dtype=np.bool_)
-        if self._domain.smart_scan:
+        if self._domain.rules.smart_scan:
             skipped = smart.visit(slot.rmap, broken)
         rehome.order(self._domain, slot, broken[skipped])
         rehome.renew(self._domain, slot, broken[~skipped])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,24 +24,24 @@ from ksmemu.ksmd.table import Fingerprints
 from ksmemu.wire import WireError
 
 
-def takes_pool(domain: Domain, file: int, holder: int) -> bool:
+def takes_pool(domain: Domain, others: Iterable[Domain], file: int, holder: int) -> bool:
     """Return whether the pool of a worker that resumes is that of the domain, or has become it now.
 
     Args:
+        others: whose pools it cannot be: two domains would fill the same frames.
         file: the worker's descriptor. holder: what a ksmd called it.
 
     Raises:
         WireError: it is no pool of ours, or not called so.
     """
-    found = os.fstat(file)
     try:
-        is_shared_memory = fcntl.fcntl(file, fcntl.F_GET_SEALS) >= 0
+        fcntl.fcntl(file, fcntl.F_GET_SEALS)  # shared memory alone has seals; no file system is asked
     except OSError:
-        is_shared_memory = False
+        raise WireError("a pool that is no shared memory") from None
+    found = os.fstat(file)
     # SAFE: only this user can have made it, and given it a mode by which no other can write.
     if (
-        not is_shared_memory
-        or not stat.S_ISREG(found.st_mode)
+        not stat.S_ISREG(found.st_mode)
         or found.st_uid != os.geteuid()
         or found.st_mode & 0o022
         or found.st_nlink
@@ -49,7 +50,7 @@ def takes_pool(domain: Domain, file: int, holder: int) -> bool:
         raise WireError("a pool that is none")
     pool = domain.pool
     if not pool.is_same(file):
-        if pool.was_given:
+        if pool.was_given or any(other.pool.is_same(file) for other in others):
             return False
         pool.adopt(file, domain.checksum.seed)
     if not 0 < holder < holders.MAX_HOLDER or holders.is_anothers(file, holder):
@@ -120,7 +121,7 @@ def _enter_rungs(domain: Domain, slot: MmSlot, pages: Pages, base: int) -> None:
 
 def _enter_zeros(domain: Domain, slot: MmSlot, pages: Pages) -> None:
     """As merge.py has it: zeros show the zero page; in the books they have frames, unless use_zero_pages."""
-    if domain.use_zero_pages:
+    if domain.rules.use_zero_pages:
         _show(domain, slot, pages, np.full(len(pages), NO_FRAME))
         return
     contents = np.broadcast_to(np.uint64(domain.checksum.zero) ^ domain.marks_of(slot, pages), len(pages))
@@ -135,8 +136,8 @@ def _deal(domain: Domain, nr: int, content: int) -> tuple[Frames, Frames]:
     """Return (frames, new): frames of one content for so many pages, referenced; the new hold nothing yet."""
     pool = domain.pool
     _, known, sharers = domain.stable.dups(np.array([content], dtype=np.uint64))
-    most = min(domain.max_page_sharing, nr)
-    room = np.clip(domain.max_page_sharing - sharers, 0, most)
+    most = min(domain.rules.max_page_sharing, nr)
+    room = np.clip(domain.rules.max_page_sharing - sharers, 0, most)
     new = pool.allocate(-(-max(nr - int(room.sum()), 0) // most))
     room = np.concatenate([room, np.full(len(new), most)])
     frames = np.repeat(np.concatenate([known, new]), room)[:nr]
@@ -160,7 +161,7 @@ def _show(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
         return
     slot.rmap.track(pages, State.LEFT)
     slot.rmap.tag[pages] = frames
-    if domain.forgets_unadvised:
+    if domain.rules.forgets_unadvised:
         advised = [np.arange(part.start, part.end) for part in slot.advised]
         pages = pages[np.isin(pages, np.concatenate([*advised, pages[:0]]))]
     if not domain.owner[slot.id].is_forked:

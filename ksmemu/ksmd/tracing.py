@@ -7,15 +7,15 @@ from pathlib import Path
 from ksmemu.control.files import TRACING
 from ksmemu.control.plain import PlainFiles
 from ksmemu.control.sysfs import ControlDirectory
-from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.domains import Domains
 
 
 class Tracing:
     """The control file of events. Runs in: ksmd, one thread."""
 
-    def __init__(self, folder: Path, domain: Domain) -> None:
+    def __init__(self, folder: Path, domains: Domains) -> None:
         """Create the folder; events are off."""
-        self._domain = domain
+        self._domains = domains
         where = folder / "events/ksm"
         self._control = ControlDirectory(where, where, TRACING, self._obey)
         self._server = PlainFiles(self._control)
@@ -34,7 +34,7 @@ class Tracing:
 
     def publish(self) -> None:
         """Show whether events are on: they end by themselves when a write fails."""
-        self._control.set("enable", int(self._domain.events.is_on))
+        self._control.set("enable", int(self._domains.trace.is_on))
 
     def close(self) -> None:
         """Close every file; they stay where they are."""
@@ -42,4 +42,4 @@ class Tracing:
         self._control.close()
 
     def _obey(self, _name: str, value: int) -> None:
-        self._domain.record(on=bool(value))
+        self._domains.record(on=bool(value))

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.control.tunables import TUNABLES, U32_MAX
 from ksmemu.ksmd.advisor import Advisor, Limits
-from ksmemu.ksmd.domain import Domain
-from ksmemu.ksmd.scan import Scan
+from ksmemu.ksmd.domains import Domains
 
 NO_ADVISOR, SCAN_TIME = 0, 1
 
@@ -18,9 +17,8 @@ NO_ADVISOR, SCAN_TIME = 0, 1
 class Tuning:
     """Obeys stores. Runs in: ksmd, one thread."""
 
-    def __init__(self, domain: Domain, scan: Scan, control: Callable[[], ControlDirectory]) -> None:
-        self._domain = domain
-        self._scan = scan
+    def __init__(self, domains: Domains, control: Callable[[], ControlDirectory]) -> None:
+        self._domains = domains
         self._control = control
         self._mode = NO_ADVISOR
         self._advisor = Advisor()
@@ -32,23 +30,23 @@ class Tuning:
         Raises:
             OSError: EBUSY: not while pages are shared; EINVAL: the advisor sets pages_to_scan.
         """
-        domain = self._domain
+        rules = self._domains.rules
         match name:
             case "pages_to_scan" if self._mode != NO_ADVISOR:
                 raise OSError(errno.EINVAL, "the advisor sets it: advisor_mode=none first")
-            case "max_page_sharing" if value != domain.max_page_sharing:
+            case "max_page_sharing" if value != rules.max_page_sharing:
                 self._check_nothing_shared()
-                domain.max_page_sharing = value
-            case "merge_across_nodes" if bool(value) != domain.merge_across_nodes:
+                rules.max_page_sharing = value
+            case "merge_across_nodes" if bool(value) != rules.merge_across_nodes:
                 self._check_nothing_shared()
-                domain.merge_across_nodes = bool(value)
-                self._scan.forget()  # what waits was fingerprinted for the other way
+                rules.merge_across_nodes = bool(value)
+                self._domains.forget()  # what waits was fingerprinted for the other way
             case "max_kernel_pages":
-                domain.pool.max_used = value or domain.pool.nr_frames
+                rules.max_frames = value
             case "use_zero_pages":
-                domain.use_zero_pages = bool(value)
+                rules.use_zero_pages = bool(value)
             case "smart_scan":
-                domain.smart_scan = bool(value)
+                rules.smart_scan = bool(value)
             case "advisor_mode" if value != self._mode:
                 self._mode = value
                 self._start_advisor()
@@ -76,8 +74,8 @@ class Tuning:
         )
         self._scan_started, self._cpu_before = now, cpu
         control.set("pages_to_scan", pages)
-        if self._domain.events.is_on:
-            self._domain.events.advisor(self._advisor.scan_seconds, pages, self._advisor.cpu_percent)
+        if self._domains.trace.is_on:
+            self._domains.trace.advisor(self._advisor.scan_seconds, pages, self._advisor.cpu_percent)
 
     def _start_advisor(self) -> None:
         """Forget what the advisor has learned; as in the kernel the first scan is charged all of ksmd."""
@@ -85,5 +83,5 @@ class Tuning:
         self._scan_started, self._cpu_before = time.monotonic(), 0.0
 
     def _check_nothing_shared(self) -> None:
-        if self._domain.pool.nr_used:
+        if any(domain.pool.nr_used for domain in self._domains):
             raise OSError(errno.EBUSY, "pages are shared: run=2 first")

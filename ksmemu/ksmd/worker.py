@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import wire
+from ksmemu.domain_key import Key
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages
@@ -48,7 +49,7 @@ class Worker:
     """A process that has joined; known by its pidfd, which alone says whether it is dead."""
 
     pid: int
-    uid: int
+    key: Key
     pidfd: int
     control: socket.socket
     order: socket.socket
@@ -121,7 +122,8 @@ class Worker:
     def count_mappings(self) -> int:
         """Count the mappings of the process as they are now; 0 when it is gone.
 
-        Where we may not look (PR_SET_DUMPABLE), it keeps its last count and what was ordered since.
+        Where we may not look (PR_SET_DUMPABLE; another user's, unless ksmd is root's), they are those that
+        the books know of.
         """
         since = time.monotonic()
         under_way = 2 * sum(order.nr_runs for order in self.orders.values())
@@ -130,10 +132,14 @@ class Worker:
         except (FileNotFoundError, ProcessLookupError):
             self.mappings = 0
         except OSError:
-            pass  # the last count stays, with what was ordered since
+            self.mappings = sum(2 * slot.nr_runs() for slot in self.slots) + under_way
         self.counted_at = time.monotonic()
         self.count_seconds = self.counted_at - since
         return self.mappings
+
+    def nr_descriptors(self) -> int:
+        """Return how many descriptors it costs."""
+        return 4 + sum(1 + len(slot.ancestors) for slot in self.slots)
 
     def close(self) -> None:
         """Close every descriptor of this worker and its spaces."""

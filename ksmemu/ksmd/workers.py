@@ -11,20 +11,24 @@ import errno
 import functools
 import logging
 import os
+import resource
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ksmemu import wire
 from ksmemu.ksmd import connection
-from ksmemu.ksmd.domain import Domain
+from ksmemu.ksmd.domains import Domains
 from ksmemu.ksmd.worker import Worker
 from ksmemu.wire import WireError
 
 log = logging.getLogger(__name__)
 
+_SHARE = 4
+"""Another user than who runs ksmd gets this part of its descriptors, at most: the rest is for the others."""
 _HEAR_TURNS = 64
 """Messages of one worker heard in a row: more would let it keep ksmd from its work."""
 
@@ -33,7 +37,7 @@ class Workers:
     """Everybody who is connected. Runs in: ksmd, one thread.
 
     Args:
-        domain: where workers are entered.
+        domains: where workers are entered.
         listener: theirs to connect to; it belongs to this object.
         terms: what a worker is told when it joins.
         died: obey the death of a worker, or its leaving; nothing more is heard of it.
@@ -46,20 +50,21 @@ class Workers:
 
     def __init__(
         self,
-        domain: Domain,
+        domains: Domains,
         listener: socket.socket,
         terms: Mapping[str, bool],
         died: Callable[[Worker], None],
     ) -> None:
         self.questions: dict[str, Callable[[socket.socket, dict[str, object]], None]] = {}
         self.refused: Callable[[int], None]
-        self._domain = domain
+        self._domains = domains
         self._listener = listener
         self._terms = terms
         self._died = died
         self._spare = _spare()
         self._held: list[Callable[[], None]] | None = None  # newcomers that wait for take_over()
         self._next_space = 1
+        self._waiting = Counter[int]()  # who is connected and has said nothing yet, by uid
         self._epoll = select.epoll()
         self._heard: dict[int, Callable[[], None]] = {}
         self.listen_to(listener.fileno(), self._accept)
@@ -69,7 +74,7 @@ class Workers:
         return self._epoll.fileno()
 
     def close(self) -> None:
-        """Hear nobody any more; the domain closes what belongs to workers."""
+        """Hear nobody any more; the domains close what belongs to workers."""
         self._listener.close()
         os.close(self._spare)
         self._epoll.close()
@@ -94,7 +99,7 @@ class Workers:
             # One act may close a descriptor, and the next give its number to another worker.
             if act is not None and self._heard.get(fd) is act:
                 act()
-        for worker in self._domain.workers:
+        for worker in self._domains.workers():
             if worker.outgoing:
                 worker.flush()
         return bool(events)
@@ -107,7 +112,7 @@ class Workers:
 
     def hear_reports(self) -> None:
         """Obey what agents have reported so far, and nothing else."""
-        for worker in list(self._domain.workers):
+        for worker in list(self._domains.workers()):
             for _ in range(_HEAR_TURNS):
                 if worker.is_lost or not worker.has_reported():
                     break
@@ -116,9 +121,9 @@ class Workers:
     def settle(self, seconds: float) -> None:
         """Wait until every order is answered, as long as an answer comes every so many seconds."""
         deadline, before = time.monotonic() + seconds, 0
-        while any(worker.orders and not worker.is_stalled() for worker in self._domain.workers):
+        while any(worker.orders and not worker.is_stalled() for worker in self._domains.workers()):
             self.hear(0.05)
-            left = sum(len(worker.orders) for worker in self._domain.workers)
+            left = sum(len(worker.orders) for worker in self._domains.workers())
             if left < before:
                 deadline = time.monotonic() + seconds
             elif time.monotonic() > deadline:
@@ -139,7 +144,7 @@ class Workers:
             join()
 
     def _are_missing(self, pids: Iterable[int]) -> bool:
-        resumed = {worker.pid for worker in self._domain.workers if not worker.nr_unheard}
+        resumed = {worker.pid for worker in self._domains.workers() if not worker.nr_unheard}
         return any(pid not in resumed and Path(f"/proc/{pid}").exists() for pid in pids)
 
     # ---- coming ------------------------------------------------------------------------------------
@@ -152,7 +157,22 @@ class Workers:
             self._turn_away()
             return
         control.setblocking(False)  # a client that does not read its answers is cut off
-        self.listen_to(control.fileno(), functools.partial(self._join, control))
+        _, uid = connection.peer(control)
+        if self._has_had_share(uid):
+            log.warning("a client of uid %d is turned away: %s", uid, connection.SHARE_USED)
+            control.close()
+            return
+        self._waiting[uid] += 1
+        self.listen_to(control.fileno(), functools.partial(self._join, control, uid))
+
+    def _has_had_share(self, uid: int) -> bool:
+        """Whether a user holds so many descriptors of ksmd's that others might find none left."""
+        if uid == os.geteuid():
+            return False
+        workers = (worker for worker in self._domains.workers() if worker.key.uid == uid)
+        held = self._waiting[uid] + sum(worker.nr_descriptors() for worker in workers)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return held >= soft // _SHARE
 
     def _turn_away(self) -> None:
         """Close the next connection with the descriptor kept for it; else it would call again at once."""
@@ -161,8 +181,9 @@ class Workers:
             self._listener.accept()[0].close()
         self._spare = _spare()
 
-    def _join(self, control: socket.socket) -> None:
+    def _join(self, control: socket.socket, uid: int) -> None:
         self.ignore(control.fileno())
+        self._waiting[uid] -= 1
         try:
             body, fds = wire.receive_control(control)
         except (WireError, EOFError, OSError) as error:
@@ -193,17 +214,19 @@ class Workers:
         control.close()
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
-        worker = connection.join(self._domain, control, body, fds, self._terms)
+        worker = connection.join(self._domains, control, body, fds, self._terms)
         if worker.refuses:
             self.refused(worker.pid)
-        self._domain.workers.append(worker)
+        self._domains[worker.key].workers.append(worker)
         self.listen_to(worker.pidfd, functools.partial(self._lose, worker))
         self.listen_to(control.fileno(), functools.partial(self._answer, worker))
         self.listen_to(worker.order.fileno(), functools.partial(self._report, worker))
 
     def _answer(self, worker: Worker) -> None:
+        domain = self._domains[worker.key]
+        everywhere = None if self._has_had_share(worker.key.uid) else self._domains.slots()
         try:
-            slot = connection.answer(self._domain, worker, self._next_space)
+            slot = connection.answer(domain, worker, self._next_space, everywhere)
         except connection.NoRoomError as refusal:
             log.info("pid %d: %s", worker.pid, refusal)
         except EOFError:
@@ -218,7 +241,7 @@ class Workers:
 
     def _report(self, worker: Worker) -> None:
         try:
-            connection.report(self._domain, worker)
+            connection.report(self._domains[worker.key], worker)
         except BlockingIOError:
             return
         except (EOFError, ConnectionResetError):

@@ -21,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ksmemu import _core, room, wire
+from ksmemu.domain_key import checked_label, default_label
 from ksmemu.instance import Instance
 from ksmemu.intervals import Interval
 from ksmemu.mm import flags, merge_pid, spaces
+from ksmemu.mm.attach import Place
 from ksmemu.mm.own_object import OwnObject
 from ksmemu.mm.vma import Flags, Vma, VmaMap
 from ksmemu.units import PAGE_SIZE, pages_for
@@ -50,9 +52,11 @@ class AddressSpace:
         noreserve: allow a size beyond memory, for a space that stays mostly empty (MAP_NORESERVE).
         node: the simulated NUMA node of what is mapped in it, until mbind() says otherwise: with
             merge_across_nodes=0 only pages of one node merge.
+        domain: pages merge only with those of address spaces that have the same, and the same user; at most
+            64 letters, digits, dots, hyphens and underscores. None: $KSMEMU_DOMAIN, else the empty one.
 
     Raises:
-        ValueError: size is not positive, or there is no such node.
+        ValueError: size is not positive, there is no such node, or the domain cannot be called so.
         OSError: ENOMEM: neither memory nor the address range could hold it; nothing was changed.
 
     Not for memory that is pinned: a page that a device writes to (O_DIRECT, RDMA, vfio) must not be
@@ -61,7 +65,7 @@ class AddressSpace:
     Thread-safe. After close() every method raises ValueError. Close it, or use it as a context manager.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the options)
         self,
         size: int,
         *,
@@ -69,6 +73,7 @@ class AddressSpace:
         instance: str | os.PathLike[str] | None = None,
         noreserve: bool = False,
         node: int = 0,
+        domain: str | None = None,
     ) -> None:
         self._closed = True
         if size <= 0:
@@ -78,6 +83,7 @@ class AddressSpace:
         self.size = pages_for(size) * PAGE_SIZE
         self.name = name
         self.node = node
+        self.domain = default_label() if domain is None else checked_label(domain)
         self._lock = threading.RLock()
         limit = _ADDRESS_LIMIT - PAGE_SIZE if noreserve else room.memory_bytes()
         if self.size > limit:
@@ -298,7 +304,8 @@ class AddressSpace:
             self._vmas.put(vma.start, vma.end, replace(vma.value, from_outside=from_outside))
             return
         if self._own is None:
-            self._own = OwnObject(self._instance, self.start, self.size, self.node, self._vmas)
+            place = Place(self._instance, self.domain)
+            self._own = OwnObject(place, self.start, self.size, self.node, self._vmas)
         self._own.advise(vma, from_outside=from_outside)
 
     def _unadvise(self, vma: Vma, *, refused: bool) -> None:

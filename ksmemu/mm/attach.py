@@ -1,4 +1,4 @@
-"""Join a ksmd, and leave it. One attachment a process and instance, made by the first advice."""
+"""Join a ksmd, and leave it. One attachment a process, instance and domain, made by the first advice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from ksmemu import _core, features, shared_object, wire
 from ksmemu.errors import KsmError, NotRunningError
@@ -22,21 +23,38 @@ _MAX_HOLDER = (1 << 62) - 1
 _ANSWER_SECONDS = 10.0
 """ksmd answers between two slices of a scan; only one that is stopped takes so long."""
 
+
+class Place(NamedTuple):
+    """Where a space is to be merged: the directory of a ksmd (None: the default one), and a domain there."""
+
+    directory: str | os.PathLike[str] | None
+    label: str
+
+
+class _Where(NamedTuple):
+    """Who may share an attachment: spaces of one instance and domain. A process may change its user."""
+
+    directory: Path
+    label: str
+    uid: int
+
+
 _lock = threading.RLock()  # a signal handler may fork
-_attachments: dict[Path, Attachment] = {}
+_attachments: dict[_Where, Attachment] = {}
 
 
 class Attachment:
-    """This process's connection to one ksmd: the control socket, and the agent.
+    """This process's connection to one ksmd, for one security domain: the control socket, and the agent.
 
     When ksmd goes, the agent joins the next one in the same directory by itself: `agent.is_alive()`.
     `nr_spaces` counts who uses it; the last one to leave takes thread, sockets and descriptors away.
     `rfc2009`: ksmd is of that year, and unmerges nothing when advice is withdrawn.
     """
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, label: str) -> None:
         features.require()
         self.instance = instance
+        self._where = _where(instance, label)
         self.nr_spaces = 0
         self._last_space = 0
         with instance.connect() as control:
@@ -50,8 +68,9 @@ class Attachment:
         with ours, theirs:
             with contextlib.ExitStack() as undo:
                 undo.callback(os.close, pagemap)
+                hello: dict[str, object] = {"hello": wire.VERSION, "domain": self._where.label}
                 fds = (theirs.fileno(), pagemap)
-                reply, (pool, held) = self._ask_at(control, {"hello": wire.VERSION}, fds, nr_fds=2)
+                reply, (pool, held) = self._ask_at(control, hello, fds, nr_fds=2)
                 undo.callback(os.close, pool)
                 undo.callback(os.close, held)
                 self.rfc2009 = bool(reply.get("rfc2009"))
@@ -68,6 +87,7 @@ class Attachment:
                 holder=holder,
                 pagemap=pagemap,
                 directory=self.instance.directory,
+                label=self._where.label,
                 tracks=bool(reply.get("tracks")),
                 rfc2009=self.rfc2009,
             )
@@ -80,7 +100,7 @@ class Attachment:
         """
         if self.agent.is_alive():
             return
-        if self.instance.pid() is None:
+        if not self.instance.is_served():
             raise NotRunningError(self.instance.directory)
         if not self.agent.wait(int(_ANSWER_SECONDS)):
             raise KsmError(errno.ETIMEDOUT, f"the ksmd of {self.instance.directory} has not taken over")
@@ -153,26 +173,29 @@ class Attachment:
                 self._close()
 
     def _close(self) -> None:
-        if _attachments.get(self.instance.directory) is self:
-            del _attachments[self.instance.directory]
+        if _attachments.get(self._where) is self:
+            del _attachments[self._where]
         self.agent.close()
 
 
-def attach(
-    directory: str | os.PathLike[str] | None, start: int, size: int, own: int, node: int
-) -> tuple[Attachment, int]:
-    """Register a space with the ksmd of a directory; join that ksmd first if this process has not.
+def _where(instance: Instance, label: str) -> _Where:
+    return _Where(instance.directory, label, os.geteuid())
+
+
+def attach(place: Place, start: int, size: int, own: int, node: int) -> tuple[Attachment, int]:
+    """Register a space with a ksmd, in a domain; join that first if this process has not.
 
     A ksmd that went away and came back has been joined anew, or is waited for.
 
     Raises:
         NotRunningError, ForeignInstanceError, KernelLacksError, KsmError: nothing is left behind.
     """
-    instance = Instance.resolve(directory)
+    instance = Instance.resolve(place.directory)
+    where = _where(instance, place.label)
     with _lock:
-        attachment = _attachments.get(instance.directory)
+        attachment = _attachments.get(where)
         if attachment is None:
-            attachment = _attachments[instance.directory] = Attachment(instance)
+            attachment = _attachments[where] = Attachment(instance, place.label)
         try:
             return attachment, attachment.add_space(start, size, own, node)
         except BaseException:

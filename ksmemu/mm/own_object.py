@@ -19,7 +19,7 @@ from ksmemu.errors import KsmError
 from ksmemu.instance import Instance
 from ksmemu.intervals import IntervalMap
 from ksmemu.mm import flags, maps
-from ksmemu.mm.attach import Attachment, attach
+from ksmemu.mm.attach import Attachment, Place, attach
 from ksmemu.mm.vma import Flags, Vma, VmaMap
 from ksmemu.units import Range
 from ksmemu.wire import ReportKind
@@ -34,32 +34,28 @@ class OwnObject:
         NotRunningError, ForeignInstanceError, KernelLacksError, KsmError: nothing is left behind.
     """
 
-    def __init__(
-        self, instance: str | os.PathLike[str] | None, start: int, size: int, node: int, vmas: VmaMap
-    ) -> None:
+    def __init__(self, place: Place, start: int, size: int, node: int, vmas: VmaMap) -> None:
         self._vmas = vmas
         self._nodes = IntervalMap[int]()  # as ksmd knows them
         self._nodes.put(start, start + size, node)
         self._protections = b""  # as the agent knows them
         try:
-            self._attach(instance, start, size, node, shared_object.create(size, size))
+            self._attach(place, start, size, node, shared_object.create(size, size))
         except KsmError as error:
             if error.errno != errno.ENOSPC:
                 raise
             # What other spaces were promised of /dev/shm leaves too little for this one.
-            self._attach(instance, start, size, node, shared_object.create_memfd(size))
+            self._attach(place, start, size, node, shared_object.create_memfd(size))
         if flags.merge_any or flags.refuses:
             self._attachment.tell_flags()
         for vma in vmas:
             if vma.value.refused:
                 self.refused(vma.start, vma.end)
 
-    def _attach(
-        self, instance: str | os.PathLike[str] | None, start: int, size: int, node: int, own: int
-    ) -> None:
+    def _attach(self, place: Place, start: int, size: int, node: int, own: int) -> None:
         try:
             self._attachment: Attachment
-            self._attachment, self.id = attach(instance, start, size, own, node)
+            self._attachment, self.id = attach(place, start, size, own, node)
         except BaseException:
             os.close(own)
             raise

@@ -280,8 +280,8 @@ def test_a_full_disk_ends_the_events_and_not_ksmd(start_ksmd, member_of):
     """A limit of file size stands for the disk: it cuts a write in the middle as a full disk does."""
     ksmd = start_ksmd(events=True, **{**FAST, "sleep_millisecs": 0})
     limit = 64 << 10
-    resource.prlimit(ksmd.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     member = member_of(ksmd)
+    resource.prlimit(ksmd.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     member.call(crew.put, 0, [1, 1])
     wait_until(lambda: (ksmd.directory / ENABLE).read_text().rstrip() == "0", what="the end of events")
     assert events_of(ksmd), "half a line"

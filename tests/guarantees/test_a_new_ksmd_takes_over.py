@@ -11,7 +11,7 @@ import ksmemu
 from ksmemu import Ksmd
 from ksmemu.control.explain import explain
 from ksmemu.instance import Instance
-from tests.support import books, crew, procmaps
+from tests.support import books, crew, domains, procmaps
 from tests.support.books import Member
 from tests.support.waiting import wait_until
 
@@ -77,6 +77,23 @@ def test_everything_stays_merged_and_the_books_are_right(start_ksmd, next_ksmd, 
     assert found.frames == before.frames
     books.check_tracked(ksmd, members, found)
     assert_intact(members)
+
+
+def test_each_domain_goes_on_with_its_own_pool(start_ksmd, next_ksmd, crew_of):
+    ksmd = start_ksmd(**FAST)
+    contents, members = range(1, NR_PAGES + 1), {}
+    for label in ("a", "b", "a", "b"):
+        member = Member.join(crew_of(ksmd), NR_PAGES, label)
+        member.call(crew.put, 0, contents)
+        members.setdefault(member.domain, []).append(member)
+    wait_until(lambda: ksmd.read("pages_sharing") == 2 * NR_PAGES, what="merging")
+    before = {domain: books.recount(there).frames for domain, there in members.items()}
+    ksmd = next_ksmd(ksmd)
+    ksmd.wait_full_scans(3)
+    domains.check(ksmd, members)
+    assert {domain: books.recount(there).frames for domain, there in members.items()} == before
+    for there in members.values():
+        assert_intact(there, contents)
 
 
 def test_new_pages_merge_with_frames_of_the_ksmd_before(start_ksmd, next_ksmd, crew_of):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 import ksmemu
-from tests.support import books, crew
+from tests.support import books, crew, domains
 from tests.support.books import Member
 from tests.support.waiting import wait_until
 
@@ -13,6 +13,8 @@ FAST = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1}
 NR_PAGES = 101
 NR_CONTENTS = 113
 NR_MEMBERS = 3
+LABELS = ("", "", "other")
+"""Of security domains: what is true of the sums is true in each."""
 AT_REST = {"pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages"}
 
 
@@ -28,7 +30,7 @@ class History:
             self.join()
 
     def join(self):
-        member = Member.join(self.crew_of(self.ksmd), NR_PAGES)
+        member = Member.join(self.crew_of(self.ksmd), NR_PAGES, self.random.choice(LABELS))
         self.members.append(member)
         self.contents[member.worker.pid] = [None] * NR_PAGES
         self.write(member, 0, NR_PAGES)
@@ -64,6 +66,14 @@ class History:
         self.members.remove(member)
         self.join()
 
+    def check_domains(self):
+        by_domain = {}
+        for member in self.members:
+            by_domain.setdefault(member.domain, []).append(member)
+        domains.check(self.ksmd, by_domain)
+        for domain, members in by_domain.items():
+            books.check_tracked(domains.Seen(self.ksmd, domain), members, books.recount(members))
+
     def check_contents(self):
         for member in self.members:
             model = self.contents[member.worker.pid]
@@ -79,6 +89,7 @@ def books_are_right(ksmd, history, nr_turns=19, nr_rounds=3):
         books.wait_at_rest(ksmd)
         found = books.check(ksmd, history.members)
         books.check_tracked(ksmd, history.members, found)
+        history.check_domains()
         history.check_contents()
     everything_is_zero_without_workers(ksmd, history.members)
 

@@ -124,7 +124,7 @@ def test_an_answer_to_hello_that_is_none_is_eproto(false_ksmd, caller, pool):
     for answer in GARBAGE:
         caller.start(_advise)
         with false_ksmd.accept() as control:
-            assert _receive(control) == {"hello": wire.VERSION}
+            assert _receive(control) == {"hello": wire.VERSION, "domain": ""}
             socket.send_fds(control, [answer], [pool, pool])
             number, text = caller.finish()
         assert number == errno.EPROTO

@@ -1,4 +1,4 @@
-"""A worker that claims to have been another ksmd's: it gets no pool that it had not, and spoils nothing."""
+"""A worker that claims to have been another ksmd's: it gets no pool but its own, and spoils nothing."""
 
 import contextlib
 import os
@@ -80,6 +80,25 @@ def test_the_name_of_another_holder_is_not_believed(ksmd, honest, start_worker):
     path = _pool_of(ksmd, honest)
     with FakeWorker(ksmd.directory) as fake:
         assert start_worker().call(_refused_with_pool, ksmd.directory, path, {"holder": fake.hello["holder"]})
+
+
+def _resumes_in_another_domain(state, directory):
+    """Join in one domain, and resume in another with what was given; return whether that is refused."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    with connect(directory) as control, ours, theirs:
+        wire.send_control(control, {"hello": wire.VERSION}, (theirs.fileno(), pagemap))
+        os.close(pagemap)
+        reply, (pool, held) = wire.receive_control(control)
+        found = _refused(state, directory, held, holder=reply["holder"], domain="other")
+        os.close(pool)
+        os.close(held)
+        return found
+
+
+def test_the_pool_of_another_domain_is_not_taken(ksmd, honest, start_worker):
+    """Two domains would fill the same frames, each with what it likes."""
+    assert start_worker().call(_resumes_in_another_domain, ksmd.directory)
 
 
 def _objects(state, directory):

@@ -7,6 +7,8 @@ import pytest
 import ksmemu
 
 NOBODY = 65534
+REFUSED = ksmemu.ForeignInstanceError if os.geteuid() == 0 else ksmemu.NotRunningError
+"""What a client is told of a directory of nobody's, and of root's in which nobody listens."""
 
 
 def test_a_second_ksmd_on_a_directory_is_refused_and_the_first_goes_on(ksmd, honest):
@@ -45,7 +47,7 @@ def test_the_directory_of_another_user_is_refused(foreign):
         ksmemu.connect(foreign)
     with ksmemu.AddressSpace(4096, instance=foreign) as space:
         space.mmap(4096)
-        with pytest.raises(ksmemu.ForeignInstanceError, match="another user"):
+        with pytest.raises(REFUSED):
             space.madvise_all(ksmemu.MADV_MERGEABLE)
         assert not space.is_advised
     assert os.listdir(foreign) == before

@@ -157,7 +157,7 @@ def _see_that_the_pool_stays_small(state):
 
 
 def test_spaces_together_are_promised_no_more_than_there_is(tmp_path):
-    """Each would fit, all of them would not: written in full, none of them may end its writer by SIGBUS."""
+    """Each would fit, and those of each domain; all would not: none of them may end its writer by SIGBUS."""
     with SmallShmWorker(16 * MIB) as worker:
         worker.call(_start_ksmd, tmp_path / "ksmd")
         worker.call(_fill_five_spaces)
@@ -166,8 +166,8 @@ def test_spaces_together_are_promised_no_more_than_there_is(tmp_path):
 
 def _fill_five_spaces(state):
     spaces = []
-    for _ in range(5):
-        space = ksmemu.AddressSpace(7 * MIB, instance=state.ksmd.directory)
+    for label in "abcab":
+        space = ksmemu.AddressSpace(7 * MIB, instance=state.ksmd.directory, domain=label)
         space.mmap(space.size)
         space.madvise_all(MADV_MERGEABLE)
         spaces.append(space)

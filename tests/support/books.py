@@ -1,7 +1,9 @@
 """Compare ksmd's counters with what is really mapped (I2, I4), and sum up memory in use."""
 
+import os
 from dataclasses import dataclass
 
+from ksmemu.domain_key import Key
 from tests.support import crew, procmaps
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
@@ -9,14 +11,16 @@ from tests.support.waiting import wait_until
 
 @dataclass
 class Member:
-    """A worker with one space."""
+    """A worker with one space; `domain` as ksmd names it, if it is of this user."""
 
     worker: object
     space: tuple
+    domain: str
 
     @classmethod
-    def join(cls, worker, nr_pages):
-        return cls(worker, worker.call(crew.open_space, nr_pages))
+    def join(cls, worker, nr_pages, domain=None):
+        key = Key(os.geteuid(), domain or "")
+        return cls(worker, worker.call(crew.open_space, nr_pages, domain), str(key))
 
     def call(self, function, *args, **kwargs):
         return self.worker.call(function, *args, **kwargs)

@@ -23,9 +23,9 @@ def content(number):
     return hashlib.shake_128(str(number).encode()).digest(PAGE) if number else bytes(PAGE)
 
 
-def open_space(state, nr_pages):
+def open_space(state, nr_pages, domain=None):
     """Map and advise a space; return (pid, start, end) as procmaps.recount() takes it."""
-    state.space = ksmemu.AddressSpace(nr_pages * PAGE)
+    state.space = ksmemu.AddressSpace(nr_pages * PAGE, domain=domain)
     state.start = state.space.mmap(nr_pages * PAGE)
     state.space.madvise(state.start, nr_pages * PAGE, ksmemu.MADV_MERGEABLE)
     return os.getpid(), state.start, state.start + nr_pages * PAGE

@@ -54,9 +54,7 @@ class FakeWorker:
         wire.send_control(self.control, {"hello": wire.VERSION}, (theirs.fileno(), pagemap))
         theirs.close()
         os.close(pagemap)
-        self.hello, fds = wire.receive_control(self.control)
-        for fd in fds:
-            os.close(fd)
+        self.hello, self._given = wire.receive_control(self.control)
 
     def own(self, content):
         """Return an own object that holds this content."""
@@ -96,6 +94,8 @@ class FakeWorker:
     def close(self):
         self.control.close()
         self.order.close()
+        for fd in self._given:
+            os.close(fd)
 
     def __enter__(self):
         return self

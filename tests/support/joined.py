@@ -43,6 +43,7 @@ class Joined:
             holder=1,
             pagemap=os.dup(self.pagemap),
             directory="/nowhere",
+            label="",
             tracks=tracks,
             rfc2009=False,
         )

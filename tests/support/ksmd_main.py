@@ -86,15 +86,15 @@ def keep_a_kernel_item_for_each_page():
 
 def end_at_an_event():
     """Whoever gathers an event ends ksmd."""
-    from ksmemu.ksmd.events import FIELDS, Events
+    from ksmemu.ksmd.events import FIELDS, Events, Trace
 
     def end(*_):
         raise AssertionError("an event was gathered")
 
-    tracepoints = {name.removeprefix("ksm_") for name in FIELDS} & vars(Events).keys()
-    assert tracepoints == {"start_scan", "stop_scan", "enter", "exit", "advisor"}
-    for name in {*tracepoints, "merge", "remove"}:
-        setattr(Events, name, end)
+    tracepoints = {(kind, name) for kind in (Events, Trace) for name in vars(kind) if f"ksm_{name}" in FIELDS}
+    assert {name for _, name in tracepoints} == {"start_scan", "stop_scan", "enter", "exit", "advisor"}
+    for kind, name in {*tracepoints, (Events, "merge"), (Events, "remove")}:
+        setattr(kind, name, end)
 
 
 def explain_merged_pages_as_unique():
@@ -106,7 +106,29 @@ def explain_merged_pages_as_unique():
     explain._BY_STATE[State.MERGED] = Reason.UNIQUE
 
 
+def put_all_in_one_domain():
+    """Whoever a worker is, and whatever label it names, it is in the domain of uid 0."""
+    from ksmemu.domain_key import Key
+    from ksmemu.ksmd import connection, own
+
+    connection.Key = lambda *_: Key(0)
+    own.check = lambda *_: None
+
+
+def tell_and_take_everything():
+    """Everybody is told of all domains, files have the usual modes, and any object is somebody's own."""
+    from ksmemu.ksmd import own, question
+    from ksmemu.ksmd.domains import Domains
+
+    os.umask = lambda _: 0
+    own.check = lambda *_: None
+    Domains.seen_by = lambda domains, _uid: list(domains)
+    question._others = lambda domains, domain: (other for other in domains if other is not domain)
+
+
 STEPS = {
+    "careless": tell_and_take_everything,
+    "domain": put_all_in_one_domain,
     "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
     "read-only": hand_out_writable_pool,

@@ -7,7 +7,7 @@ import resource
 import numpy as np
 import pytest
 
-from ksmemu.ksmd.checksum import Checksum
+from ksmemu.ksmd.checksum import Checksum, new_threads
 from ksmemu.ksmd.mm_slot import MmSlot
 from tests.support.procmaps import PAGE
 
@@ -17,9 +17,8 @@ NR_PAGES = 10_007
 
 @pytest.fixture
 def checksum():
-    found = Checksum()
-    yield found
-    found.close()
+    with new_threads() as threads:
+        yield Checksum(threads)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from ksmemu.ksmd.events import Events
+from ksmemu.ksmd.events import Events, Trace
 from ksmemu.ksmd.mm_slot import MmSlot
 from tests.support.examples import few
 from tests.support.replay import NO_FRAME, replay
@@ -30,10 +30,12 @@ def columns(order):
     )
 
 
-def started(folder, shown=()):
-    events = Events(folder / "trace", NR_FRAMES)
+def started(folder, shown=(), number=0):
+    trace = Trace(folder / "trace")
+    trace.start()
+    events = Events(trace, number, NR_FRAMES)
     events.start(np.array(shown, dtype=np.int64))
-    return events, MmSlot(1, START, NR_PAGES, -1, -1)
+    return trace, events, MmSlot(1, START, NR_PAGES, -1, -1)
 
 
 def written(folder):
@@ -44,9 +46,9 @@ def written(folder):
 @given(st.lists(st.tuples(orders, departures), max_size=7))
 def test_a_replay_of_any_orders_and_departures_is_what_they_were(tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("events")
-    events, slot = started(folder)
+    trace, events, slot = started(folder)
     events.enter(slot, PID)
-    events.start_scan(0, 0)
+    trace.start_scan(0, 0)
     model = {}
     for wanted, leaving in acts:
         order = {page: what for page, what in wanted.items() if page not in model}
@@ -54,16 +56,16 @@ def test_a_replay_of_any_orders_and_departures_is_what_they_were(tmp_path_factor
         model |= {page: frame for page, (frame, error) in order.items() if not error}
         left = {page: (model.pop(page), 0) for page in sorted(leaving & model.keys())}
         events.remove(slot, *columns(left)[:2])
-    events.stop()
+    trace.stop()
     told = replay(written(folder))
     assert told.shows == {(slot.id, page): frame for page, frame in model.items()}
     assert set(told.sharers) == set(model.values()) - {NO_FRAME}
 
 
 def test_the_first_page_that_is_not_refused_makes_a_ksm_page(tmp_path):
-    events, slot = started(tmp_path)
+    trace, events, slot = started(tmp_path)
     events.merge(slot, *columns({2: (3, errno.EAGAIN), 5: (3, 0), 7: (3, errno.ENOMEM), 11: (3, 0)}))
-    events.stop()
+    trace.stop()
     told = [(e["rmap_item"], e["ksm_page"], e["err"]) for e in written(tmp_path)]
     assert told == [
         (2, False, -errno.EAGAIN),
@@ -74,11 +76,11 @@ def test_the_first_page_that_is_not_refused_makes_a_ksm_page(tmp_path):
 
 
 def test_what_is_shown_already_is_a_ksm_page(tmp_path):
-    events, slot = started(tmp_path, shown=[3, 3, NO_FRAME])
+    trace, events, slot = started(tmp_path, shown=[3, 3, NO_FRAME])
     events.merge(slot, *columns({2: (3, 0)}))
     for page in (2, 5, 7):
         events.remove(slot, *columns({page: (3, 0)})[:2])
-    events.stop()
+    trace.stop()
     names = [event["event"] for event in written(tmp_path)]
     assert written(tmp_path)[0]["ksm_page"] is True
     assert names[1:] == ["ksm_remove_rmap_item"] * 3 + ["ksm_remove_ksm_page"]

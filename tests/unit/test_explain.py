@@ -12,7 +12,10 @@ from hypothesis import given
 
 from ksmemu.cli.explain import _lines
 from ksmemu.control.reasons import SILENT, STOPPED, TEXTS, Reason
-from ksmemu.ksmd.domain import Domain
+from ksmemu.domain_key import Key
+from ksmemu.ksmd.checksum import new_threads
+from ksmemu.ksmd.domain import Domain, Rules
+from ksmemu.ksmd.events import Trace
 from ksmemu.ksmd.explain import explain, partners
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import places
@@ -26,8 +29,9 @@ NOTHING = np.empty(0, dtype=np.int64)
 @contextlib.contextmanager
 def books(*slots, limit=3, across_nodes=True):
     """Yield a domain with spaces of these nodes."""
-    domain = Domain(Path("no trace"))
-    domain.max_page_sharing, domain.merge_across_nodes = limit, across_nodes
+    rules = Rules(max_page_sharing=limit, merge_across_nodes=across_nodes)
+    threads = new_threads()
+    domain = Domain(Key(0), 0, rules, Trace(Path("no trace")), threads)
     for number, node in enumerate(slots, 1):
         domain.slots[number] = MmSlot(number, 0, NR_PAGES, os.memfd_create("own"), -1, node)
         domain.slots[number].advised.put(0, NR_PAGES, True)
@@ -35,6 +39,7 @@ def books(*slots, limit=3, across_nodes=True):
     for slot in domain.slots.values():
         slot.close()
     domain.close()
+    threads.shutdown()
 
 
 def let_wait(domain, slot, page, fingerprint):
@@ -55,7 +60,9 @@ def let_merge(domain, slot, pages, fingerprint):
 
 
 def explained(domain, slot, held=NOTHING, *, refuses=False):
-    rows = explain(domain, slot, partners(domain), np.array(sorted(held), dtype=np.int64), refuses=refuses)
+    rows = explain(
+        domain, slot, partners(domain, ()), np.array(sorted(held), dtype=np.int64), refuses=refuses
+    )
     return [(int(row["start"]), int(row["end"]), Reason(row["reason"]), int(row["pages"])) for row in rows]
 
 
@@ -178,6 +185,7 @@ def test_the_largest_figures_fit_the_screen():
     rows[Reason.MERGED][4] = 2**32 - 1
     worker = {
         "pid": 4_194_303,
+        "domain": "65534-tenant_1234",
         "silent": "it was cut off",
         "totals": {reason.words: 1 << 34 for reason in Reason},
         "spaces": [{"start": 0, "end": end, "node": 0, "rows": rows}],
