@@ -152,7 +152,7 @@ static int let_go(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		  const struct ksmemu_mapping *mapping, int new)
 {
 	(void)new;
-	(void)ksmemu_uffd_unregister(agent->freeze, mapping->start, mapping->end - mapping->start);
+	ksmemu_unfreeze(agent, mapping->start, mapping->end - mapping->start);
 	track_advised(agent, space, mapping->start, mapping->end);
 	return 0;
 }
