@@ -289,7 +289,13 @@ class Domain:
             "pages_tracked": sum(_total(self.slots.values())[State.NEW :]),
             "ladder_frames": self.pool.ladders.nr_frames,
             "pool_bytes": self.pool.blocks_bytes(),
+            "unmerge_bytes": self.unmerge_bytes(),
         }
+
+    def unmerge_bytes(self, worker: Worker | None = None) -> int:
+        """Return the memory that it takes to write to all that is merged (of a worker), or to unmerge it."""
+        counts = _total(self.slots.values() if worker is None else worker.slots)
+        return sum(counts[state] for state in SHOWS_FRAME) * PAGE_SIZE
 
     def close(self) -> None:
         """Let go of everything; what is merged stays merged in the workers."""

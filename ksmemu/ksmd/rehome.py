@@ -8,6 +8,8 @@ is discarded would show it (I2).
 from __future__ import annotations
 
 import errno
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,6 @@ from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages, counted, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, State
 from ksmemu.ksmd.worker import Order
-from ksmemu.units import PAGE_SIZE
 
 
 def order(domain: Domain, slot: MmSlot, pages: Pages) -> None:
@@ -115,17 +116,29 @@ def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     domain.stats.pages_rehomed += int(home.sum())
 
 
+def _check_cgroups(domain: Domain) -> None:
+    """Raise ENOMEM where a memory limit of workers is too low: who brings pages home is charged for them."""
+    needed, left = Counter[Path](), dict[Path, int]()
+    for worker in domain.workers:
+        for group, nr_bytes in room.cgroups(worker.pid).items():
+            needed[group] += domain.unmerge_bytes(worker)
+            left[group] = nr_bytes
+    for group, nr_bytes in needed.items():
+        if nr_bytes > left[group]:
+            raise OSError(errno.ENOMEM, f"no room in {group} for the {nr_bytes} bytes that unmerging needs")
+
+
 def order_all(domain: Domain) -> None:
     """Order everything back (run=2).
 
     Raises:
-        OSError: ENOMEM: memory, the cgroup or the shared-memory file system has no room for it; nothing
-            was ordered.
+        OSError: ENOMEM: memory, a worker's cgroup or the shared-memory file system has no room for it;
+            nothing was ordered.
     """
-    needed = domain.count(State.MERGED, State.ZERO, State.REHOMING) * PAGE_SIZE
-    for slot in domain.slots.values():
-        if needed > room.object_bytes(slot.own):
-            raise OSError(errno.ENOMEM, f"no room for the {needed} bytes that unmerging needs")
+    needed = domain.unmerge_bytes()
+    if any(needed > room.object_bytes(slot.own) for slot in domain.slots.values()):
+        raise OSError(errno.ENOMEM, f"no room for the {needed} bytes that unmerging needs")
+    _check_cgroups(domain)
     for slot in domain.slots.values():
         pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
         states = slot.rmap.state[pages]
