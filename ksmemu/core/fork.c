@@ -227,13 +227,14 @@ static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, in
 	if (!error)
 		error = ksmemu_uffd_register(agent->freeze, space->start, space->size,
 					     UFFDIO_REGISTER_MODE_MISSING);
-	if (!error && !ksmemu_is_broken("ancestor"))
-		error = each_own(agent, space, divide, new);
-	/* The range is valid: these cannot fail. */
-	(void)ksmemu_uffd_unregister(agent->freeze, space->start, space->size);
+	if (!error) {
+		if (!ksmemu_is_broken("ancestor"))
+			error = each_own(agent, space, divide, new);
+		ksmemu_unfreeze(agent, space->start, space->size);
+		(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size);
+	}
 	if (error)
 		(void)each_own(agent, space, track_again, -1);
-	(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size);
 	return error;
 }
 

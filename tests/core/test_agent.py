@@ -1,6 +1,7 @@
 """The agent, driven over its socket by the test: what it does, what it refuses, what it survives."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -356,7 +357,7 @@ def test_every_change_is_reported_with_its_pages_and_epoch():
         kind, _, _, epoch, _, spans = space.report()
         assert (kind, epoch, spans.tolist()) == (ReportKind.UNMAPPED, 3, [(3, 2, 0, 0)])
 
-        space.agent.remove_space(SPACE)
+        space.remove()
         assert space.report()[0] is ReportKind.CLOSED
 
 
@@ -375,11 +376,12 @@ def test_unmapped_pages_are_given_back_and_out_of_reach():
 @in_child
 def test_a_space_that_is_removed_is_unknown_everywhere():
     with joined() as space:
-        space.agent.remove_space(SPACE)
+        space.remove()
         for call in (
             lambda: space.agent.remove_space(SPACE),
             lambda: space.agent.rehome(SPACE, space.address(0), space.address(1)),
             lambda: space.agent.withdraw(SPACE, b""),
+            lambda: space.protect(0, 1, 0),
             lambda: space.agent.unadvised(SPACE, space.address(0), space.address(1)),
             lambda: space.agent.tell(SPACE, ReportKind.REFUSED, space.address(0), space.address(1), 0),
             lambda: space.agent.remember(SPACE, b""),
@@ -387,6 +389,22 @@ def test_a_space_that_is_removed_is_unknown_everywhere():
         ):
             with pytest.raises(FileNotFoundError):
                 call()
+        assert space.agent.advise(SPACE, space.address(0), space.address(1), False, b"") == (0, errno.ENOENT)
+
+
+@in_child
+def test_spaces_and_agents_come_and_go_in_any_order():
+    with joined() as first, joined() as second:
+        settle(first, [7], frame=20)
+        start = _core.reserve(PAGE)
+        first.agent.add_space(SPACE + 1, start, PAGE, 0, os.memfd_create("own"))
+        first.remove()
+        assert first.report()[:2] == (ReportKind.CLOSED, SPACE)
+        first.agent.remove_space(SPACE + 1)
+        assert first.report()[:2] == (ReportKind.CLOSED, SPACE + 1)
+        first.agent.close()
+        settle(second, [7], frame=20)
+        assert second.merge((7, 20, 1)) == {7: 0}
 
 
 @in_child
