@@ -14,9 +14,12 @@ PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-l
 C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wswitch-enum -Wformat=2 -Werror
 
+# About half of the suite, and all that steers the kernel's own KSM.
+LANE_1 := tests/oracle tests/clients tests/guarantees tests/flow/test_bench.py
+
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
-.PHONY: venv demo bench test lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody lint style types c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -36,12 +39,22 @@ bench: venv
 test: export PYTHONDONTWRITEBYTECODE :=
 
 # Only root may compare with the kernel's own KSM, or keep it out of harm's way, and only root can become nobody.
+# Most tests wait for other processes: root runs them in lanes, all at a time.
 test: lint
 	@if [ "$$(id -u)" = 0 ]; then \
-		$(BIN)/python -m pytest tests && echo "once more, as nobody" && tests/as_nobody.sh; \
+		$(MAKE) --no-print-directory --keep-going --jobs in-lane-1 in-lane-2 as-nobody; \
 	else \
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
+
+in-lane-1:
+	@tests/lane.sh 1 $(BIN)/python -m pytest $(LANE_1)
+
+in-lane-2:
+	@tests/lane.sh 2 $(BIN)/python -m pytest tests $(LANE_1:%=--ignore=%)
+
+as-nobody:
+	@tests/lane.sh nobody tests/as_nobody.sh
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
