@@ -106,6 +106,14 @@ def explain_merged_pages_as_unique():
     explain._BY_STATE[State.MERGED] = Reason.UNIQUE
 
 
+def hoard_what_was_closed():
+    """A space that is closed keeps its descriptor, and some memory."""
+    from ksmemu.ksmd.mm_slot import MmSlot
+
+    hoard = []
+    MmSlot.close = lambda _: hoard.append(bytearray(1 << 13))
+
+
 STEPS = {
     "explain": explain_merged_pages_as_unique,
     "reference": release_at_break,
@@ -115,6 +123,7 @@ STEPS = {
     "reap": keep_frames_of_the_dead,
     "lean": keep_a_kernel_item_for_each_page,
     "events": end_at_an_event,
+    "hoard": hoard_what_was_closed,
     "ladder": share_one_frame_after_the_other,
 }
 
