@@ -2,6 +2,9 @@
 #   make demo   four processes share what they have in common, and get it back
 #   make bench  workloads on ksmemu and, as root, on the kernel's own KSM
 #   make test   lint, types, C warnings, all tests
+#   make soak   MINUTES=n: everything that happens to processes, at random, and every byte checked
+#   make kills  1,000 workers and 200 ksmd killed while they merge
+#   make leaks  every operation 10,000 times
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
 PYTHON ?= /usr/bin/python3
@@ -17,9 +20,12 @@ C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -
 # About half of the suite, and all that steers the kernel's own KSM.
 LANE_1 := tests/oracle tests/clients tests/guarantees tests/flow/test_bench.py
 
+MINUTES ?= 3
+SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
+
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
-.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks lint style types c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -42,7 +48,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 # Most tests wait for other processes: root runs them in lanes, all at a time.
 test: lint
 	@if [ "$$(id -u)" = 0 ]; then \
-		$(MAKE) --no-print-directory --keep-going --jobs in-lane-1 in-lane-2 as-nobody; \
+		$(MAKE) --no-print-directory --keep-going --jobs in-lane-1 in-lane-2 as-nobody soaked; \
 	else \
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
@@ -55,6 +61,18 @@ in-lane-2:
 
 as-nobody:
 	@tests/lane.sh nobody tests/as_nobody.sh
+
+soaked:
+	@tests/lane.sh soak nice $(SOAK)
+
+soak: venv
+	@$(SOAK)
+
+kills: venv
+	KSMEMU_WORKER_KILLS=1000 KSMEMU_KSMD_KILLS=200 $(BIN)/python -m pytest tests/hostile/test_sudden_death.py
+
+leaks: venv
+	KSMEMU_CALLS=10000 $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
