@@ -4,7 +4,7 @@
 #   make test   lint, types, C warnings, all tests
 #   make soak   MINUTES=n: everything that happens to processes, at random, and every byte checked
 #   make kills  1,000 workers and 200 ksmd killed while they merge
-#   make leaks  every operation 10,000 times
+#   make leaks  every operation 10,000 times (CALLS=n): more than an hour
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
 PYTHON ?= /usr/bin/python3
@@ -21,6 +21,7 @@ C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -
 LANE_1 := tests/oracle tests/clients tests/guarantees tests/flow/test_bench.py
 
 MINUTES ?= 3
+CALLS ?= 10000
 SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -72,7 +73,7 @@ kills: venv
 	KSMEMU_WORKER_KILLS=1000 KSMEMU_KSMD_KILLS=200 $(BIN)/python -m pytest tests/hostile/test_sudden_death.py
 
 leaks: venv
-	KSMEMU_CALLS=10000 $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
+	KSMEMU_CALLS=$(CALLS) $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
