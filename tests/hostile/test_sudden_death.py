@@ -64,8 +64,11 @@ def _bear_and_kill(state, round_, seconds):
     os.close(in_child)
     starts = _STARTS.unpack(os.read(said, _STARTS.size))
     os.close(said)
+    twins = [(pid, start, start + NR_PAGES * PAGE) for start in starts[:2]]
+    if round_ % 2:
+        wait_until(lambda: procmaps.recount(twins).merged, what="the beginning of a merge")
     threading.Event().wait(seconds)
-    found = procmaps.recount([(pid, start, start + NR_PAGES * PAGE) for start in starts[:2]])
+    found = procmaps.recount(twins)
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL

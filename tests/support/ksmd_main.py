@@ -111,7 +111,7 @@ def hoard_what_was_closed():
     from ksmemu.ksmd.mm_slot import MmSlot
 
     hoard = []
-    MmSlot.close = lambda _: hoard.append(bytearray(1 << 13))
+    MmSlot.close = lambda _: hoard.append(bytearray(1 << 15))
 
 
 STEPS = {
