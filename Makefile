@@ -3,6 +3,9 @@
 #   make bench  workloads on ksmemu and, as root, on the kernel's own KSM
 #   make test   lint, types, C warnings, all tests
 #   make coverage   what of the C core its tests reach
+#   make soak   MINUTES=n: everything that happens to processes, at random, and every byte checked
+#   make kills  1,000 workers and 200 ksmd killed while they merge
+#   make leaks  every operation 10,000 times (CALLS=n): more than an hour
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
 PYTHON ?= /usr/bin/python3
@@ -15,9 +18,16 @@ PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-l
 C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wswitch-enum -Wformat=2 -Werror
 
+# About half of the suite, and all that steers the kernel's own KSM.
+LANE_1 := tests/oracle tests/clients tests/guarantees tests/flow/test_bench.py
+
+MINUTES ?= 3
+CALLS ?= 10000
+SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
+
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
-.PHONY: venv demo bench test coverage lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -37,9 +47,10 @@ bench: venv
 test: export PYTHONDONTWRITEBYTECODE :=
 
 # Only root may compare with the kernel's own KSM, or keep it out of harm's way, and only root can become nobody.
+# Most tests wait for other processes: root runs them in lanes, all at a time.
 test: lint
 	@if [ "$$(id -u)" = 0 ]; then \
-		$(BIN)/python -m pytest tests && echo "once more, as nobody" && tests/as_nobody.sh; \
+		$(MAKE) --no-print-directory --keep-going --jobs in-lane-1 in-lane-2 as-nobody soaked; \
 	else \
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
@@ -47,6 +58,27 @@ test: lint
 # What of the C core its tests reach; fails below a floor (tests/support/coverage.py).
 coverage: venv
 	@$(BIN)/python -m tests.support.coverage
+
+in-lane-1:
+	@tests/lane.sh 1 $(BIN)/python -m pytest $(LANE_1)
+
+in-lane-2:
+	@tests/lane.sh 2 $(BIN)/python -m pytest tests $(LANE_1:%=--ignore=%)
+
+as-nobody:
+	@tests/lane.sh nobody tests/as_nobody.sh
+
+soaked:
+	@tests/lane.sh soak nice $(SOAK)
+
+soak: venv
+	@$(SOAK)
+
+kills: venv
+	KSMEMU_WORKER_KILLS=1000 KSMEMU_KSMD_KILLS=200 $(BIN)/python -m pytest tests/hostile/test_sudden_death.py
+
+leaks: venv
+	KSMEMU_CALLS=$(CALLS) $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings

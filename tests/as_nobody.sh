@@ -33,6 +33,7 @@ tests/*) ;;
 		tests/hostile/test_frozen_worker.py \
 		--ignore=tests/guarantees/test_metadata_is_small.py \
 		--ignore=tests/guarantees/test_memory_comes_back.py \
+		--ignore=tests/guarantees/test_no_operation_leaks.py \
 		--ignore=tests/guarantees/test_equal_pages_need_few_mappings.py \
 		--ignore=tests/guarantees/test_explanations_are_true.py
 	;;

@@ -9,7 +9,7 @@ import pytest
 from ksmemu import Ksmd
 from ksmemu.control import launch
 from ksmemu.mm import flags
-from tests.support import procmaps
+from tests.support import machine, procmaps
 from tests.support.processes import Worker
 from tests.support.waiting import wait_until
 
@@ -32,6 +32,20 @@ def the_prctl_is_put_back():
     flags.set_merge_any(False)
     flags.refuses = False
     del os.environ[flags.VARIABLE]
+
+
+@pytest.fixture
+def the_machine_may_be_changed():
+    """For tests that steer the kernel's own KSM, or change vm.max_map_count."""
+    with machine.changed():
+        yield
+
+
+@pytest.fixture
+def the_machine_stays_as_it_is():
+    """For tests that rely on either."""
+    with machine.unchanged():
+        yield
 
 
 @pytest.fixture(autouse=True)

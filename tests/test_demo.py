@@ -23,7 +23,7 @@ def run_demo(*arguments: str) -> str:
         timeout=60,
         check=False,
     )
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
     assert time.monotonic() - start < 30
     return ran.stdout
 

@@ -28,7 +28,7 @@ _COUNTERS = (
     Counter(
         "pages_volatile",
         "written too often to be merged",
-        "max(0, tracked - pages_shared - pages_sharing - pages_unshared)",
+        "max(0, tracked - pages_shared - pages_sharing - pages_unshared - ksm_zero_pages)",
     ),
     Counter("pages_skipped", "visits saved by smart_scan", "never falls"),
     Counter("ksm_zero_pages", "pages that map the zero page", "0 unless use_zero_pages is or was 1"),
@@ -37,7 +37,7 @@ _COUNTERS = (
     Counter(
         "general_profit",
         "bytes saved, less metadata",
-        "(pages_sharing + ksm_zero_pages) * PAGE_SIZE - tracked * 64",
+        "(pages_sharing + ksm_zero_pages) * PAGE_SIZE - (tracked - ksm_zero_pages) * 64",
     ),
 )
 

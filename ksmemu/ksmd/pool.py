@@ -249,6 +249,7 @@ class Pool:
         if base + nr > self.nr_frames:
             return None
         self.refs[base : base + nr] = 1
+        self.fingerprint[base : base + nr] = 0  # else tables would know them by what they held before
         self._high = max(self._high, base + nr)
         return base
 

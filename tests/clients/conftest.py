@@ -29,7 +29,7 @@ def debian(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def the_kernels_own_ksm_is_untouched():
+def the_kernels_own_ksm_is_untouched(the_machine_may_be_changed):
     with KernelKsm(run=2, pages_to_scan=10_007, sleep_millisecs=1_000_003, merge_across_nodes=1):
         before = kernels_files()
         yield

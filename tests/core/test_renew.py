@@ -161,7 +161,7 @@ def fill_up():
 
 
 @in_child
-def test_without_a_mapping_left_a_copy_stays_and_may_be_written():
+def test_without_a_mapping_left_a_copy_stays_and_may_be_written(the_machine_stays_as_it_is):
     with joined() as space:
         merge(space, range(3, 14))
         rewrite(space, [8])

@@ -11,7 +11,7 @@ from tests.support.waiting import wait_until
 ALONE = "--alone"
 
 
-def test_every_workload_has_its_figures():
+def test_every_workload_has_its_figures(the_machine_may_be_changed):
     found = figures(ALONE, "--rounds=1")
     assert list(found) == [
         "twins", "images", "scattered", "unique", "fills", "churn", "break",

@@ -214,7 +214,8 @@ def test_it_would_be_noticed_if_an_event_was_gathered(start_ksmd, member_of, tmp
     (ksmd.directory / ENABLE).write_text("1\n")
     with pytest.raises((ksmemu.KsmError, WorkerError)):
         all_that_can_be_told(ksmd, member_of)
-    assert "an event was gathered" in (ksmd.directory / "ksmd.log").read_text()
+    log = ksmd.directory / "ksmd.log"
+    wait_until(lambda: "an event was gathered" in log.read_text(), what="the last words of ksmd")
 
 
 def test_turned_on_late_events_know_which_frames_are_shared(start_ksmd, member_of):

@@ -26,7 +26,7 @@ def ksmd(start_ksmd):
 
 
 @pytest.fixture
-def no_store_reaches_the_kernel():
+def no_store_reaches_the_kernel(the_machine_stays_as_it_is):
     before = kernels_files()
     yield before
     assert kernels_files() == before

@@ -25,7 +25,7 @@ def _limit():
 
 
 @pytest.fixture
-def crowded(ksmd, start_worker):
+def crowded(ksmd, start_worker, the_machine_stays_as_it_is):
     """A worker with all but some of its mappings in use; it has joined ksmd before or after that."""
     if _limit() > 1 << 18:
         ksmd.close()

@@ -21,7 +21,7 @@ ALIKE = {
 
 
 @pytest.fixture(autouse=True)
-def the_kernel_can_be_asked():
+def the_kernel_can_be_asked(the_machine_may_be_changed):
     """Skip where there is nothing to compare with; in CI that is a failure."""
     lacks = "root, who alone steers it" if os.geteuid() else "" if KSM.is_dir() else "CONFIG_KSM"
     if lacks:

@@ -16,7 +16,8 @@ FILES = ("merge_pid", "unmerge_pid")
 def merge(ksm, *processes):
     for one in processes:
         ksm.write("merge_pid", one.pid)
-    wait_until(lambda: ksm.read("workers") == len(processes), what="the processes to join")
+    # What has been advised is ordinary memory no more.
+    wait_until(lambda: not any(shown(one).zero for one in processes), what="the processes to obey")
     ksm.scan()
 
 

@@ -128,7 +128,7 @@ def test_no_signal_is_caught_for_memorys_sake(mm):
 # ---- 3: "do not change the logic of memory management" -------------------------------------------------
 
 
-def test_the_kernels_settings_are_what_they_were(ksm, mm):
+def test_the_kernels_settings_are_what_they_were(ksm, mm, the_machine_stays_as_it_is):
     before = {path: path.read_text() for path in KERNEL if path.exists()}
     one, _ = mm(), mm()
     ksm.scan()

@@ -49,10 +49,16 @@ def _changing(ksmd):
 
 def check(ksmd, members):
     """Assert that the books are what a recount finds; return the recount."""
-    found = recount(members)
+    return check_spaces(ksmd, [member.space for member in members])
+
+
+def check_spaces(ksmd, spaces):
+    """The same for advised spaces, each (pid, start, end)."""
+    found = procmaps.recount(spaces)
     shared, sharing = ksmd.read("pages_shared"), ksmd.read("pages_sharing")
-    assert shared + sharing == found.merged + found.zero, "pages that refer to frames"
     assert ksmd.read("unmerge_bytes") == (found.merged + found.zero) * PAGE, "the worst case"
+    with_frames = found.zero - ksmd.read("ksm_zero_pages")
+    assert shared + sharing == found.merged + with_frames, "pages that refer to frames"
     # Pages of zeros have frames in the books and none in the pool: they show the kernel's zero page.
     # Many equal neighbours show rungs of a ladder, which the books do not count as frames.
     in_pool = ksmd.read("pool_bytes") // PAGE
@@ -60,8 +66,8 @@ def check(ksmd, members):
     assert len(found.frames) <= in_pool, "frames that hold nothing are mapped"
     if not rungs:
         assert len(found.frames) == in_pool, "memory of the pool"
-    if found.zero:
-        assert in_pool - rungs < shared <= in_pool - rungs + found.zero, "frames"
+    if with_frames:
+        assert in_pool - rungs < shared <= in_pool - rungs + with_frames, "frames"
     else:
         assert shared == in_pool - rungs, "frames"
     return found
@@ -69,13 +75,19 @@ def check(ksmd, members):
 
 def check_tracked(ksmd, members, found):
     """Assert what else holds at rest, when all members are there to be asked."""
-    own = sum(member.call(crew.own_bytes) for member in members) // PAGE
+    check_tracked_bytes(ksmd, sum(member.call(crew.own_bytes) for member in members), found)
+
+
+def check_tracked_bytes(ksmd, own_bytes, found):
+    """The same, when the own objects are known to hold so many bytes."""
+    own = own_bytes // PAGE
     counters = ksmd.counters()
     tracked = ksmd.read("pages_tracked")
     assert tracked == own + found.merged + found.zero, "tracked pages"
     assert counters["pages_unshared"] == own, "unique pages"
     assert counters["pages_volatile"] == 0
-    profit = counters["pages_sharing"] * PAGE - tracked * 64
+    zero = counters["ksm_zero_pages"]
+    profit = (counters["pages_sharing"] + zero) * PAGE - (tracked - zero) * 64
     assert counters["general_profit"] == profit
 
 

@@ -126,6 +126,14 @@ def tell_and_take_everything():
     question._others = lambda domains, domain: (other for other in domains if other is not domain)
 
 
+def hoard_what_was_closed():
+    """A space that is closed keeps its descriptor, and some memory."""
+    from ksmemu.ksmd.mm_slot import MmSlot
+
+    hoard = []
+    MmSlot.close = lambda _: hoard.append(bytearray(1 << 15))
+
+
 STEPS = {
     "careless": tell_and_take_everything,
     "domain": put_all_in_one_domain,
@@ -137,6 +145,7 @@ STEPS = {
     "reap": keep_frames_of_the_dead,
     "lean": keep_a_kernel_item_for_each_page,
     "events": end_at_an_event,
+    "hoard": hoard_what_was_closed,
     "ladder": share_one_frame_after_the_other,
 }
 

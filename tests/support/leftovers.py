@@ -24,6 +24,13 @@ def of_ksmd(ksmd):
     return of_process(ksmd.pid)
 
 
+def of_busy_ksmd(ksmd):
+    """The same, but for threads: some of them begin when there is much to read."""
+    found = of_process(ksmd.pid)
+    del found["threads"]
+    return found
+
+
 def of_process(pid):
     kinds = (re.sub(r":\[\d+\]", "", what) for what in procmaps.descriptors(pid).values())
     shared = [m for m in procmaps.mappings(pid) if "/dev/shm/" in m.path or "memfd:" in m.path]
@@ -32,4 +39,14 @@ def of_process(pid):
         "threads": procmaps.threads(pid),
         "shared mappings": len(shared),
         "names in /dev/shm": procmaps.shm_names(),
+    }
+
+
+def counts(pid):
+    """Return how much a process holds: descriptors, threads, mappings of any kind, bytes of its own."""
+    return {
+        "descriptors": len(procmaps.descriptors(pid)),
+        "threads": procmaps.threads(pid),
+        "mappings": len(procmaps.mappings(pid)),
+        "bytes": procmaps.smaps_rollup(pid)["Anonymous"],
     }

@@ -63,7 +63,7 @@ class Writer(threading.Thread):
     def check(self, page):
         found = bytes(self.view[page * PAGE : (page + 1) * PAGE])
         if found != self.model[page]:
-            raise LostWriteError(f"page {page}: {_difference(self.model[page], found)}")
+            raise LostWriteError(f"page {page}: {difference(self.model[page], found)}")
 
     def turn(self):
         page = self.random.choice(self.pages)
@@ -72,7 +72,8 @@ class Writer(threading.Thread):
         self.writes += 1
 
 
-def _difference(expected, found):
+def difference(expected, found):
+    """Say how two pages differ."""
     wrong = [at for at in range(PAGE) if expected[at] != found[at]]
     at = wrong[0]
     return f"{len(wrong)} bytes are lost, at {at} is {found[at]} and not {expected[at]}"
@@ -113,8 +114,8 @@ class NumpyWriter(Writer):
         found, expected = self.array[pages], self.mirror[pages]
         if not (found == expected).all():
             which = int(np.flatnonzero((found != expected).any(axis=1))[0])
-            difference = _difference(expected[which].tobytes(), found[which].tobytes())
-            raise LostWriteError(f"page {pages[which]}: {difference}")
+            lost = difference(expected[which].tobytes(), found[which].tobytes())
+            raise LostWriteError(f"page {pages[which]}: {lost}")
 
     def turn(self):
         pages = self.random.sample(self.pages, 5)
@@ -180,12 +181,13 @@ class SystemCallWriter(Writer):
                 if error.errno != errno.EFAULT:
                     raise
                 self.refused += 1
-                done = _longest_prefix(bytes(target), content)
+                done = longest_prefix(bytes(target), content)
         self.short += 0 < done < PAGE
         self.model[page] = content[:done] + self.model[page][done:]
 
 
-def _longest_prefix(found, content):
+def longest_prefix(found, content):
+    """Return how many bytes at the beginning of a page are already those of its new content."""
     return next((at for at in range(PAGE) if found[at] != content[at]), PAGE)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from ksmemu.ksmd.ladder import RUNGS
 from ksmemu.ksmd.pool import Pool
 from ksmemu.ksmd.runs import lay_out
+from ksmemu.ksmd.stable import Stable
 from ksmemu.units import PAGE_SIZE
 
 
@@ -82,3 +83,15 @@ def test_a_ladder_goes_with_the_last_dup_of_its_content():
         assert pool.blocks_bytes() == (RUNGS + 1) * PAGE_SIZE
         pool.release(dups[1:], dups[1:])
         assert (pool.ladders.nr_frames, pool.blocks_bytes(), pool.nr_used) == (0, 0, 0)
+
+
+def test_a_rung_is_not_found_by_what_its_frame_held_before():
+    """Pages that matched it would be ordered there, and refused, for ever."""
+    with a_pool_with_one_content(RUNGS + 1) as (pool, dups):
+        stable, former = Stable(pool), dups[:RUNGS]
+        stable.add(pool.fingerprint[former], former)
+        pool.release(former, np.zeros(RUNGS, np.uint64))
+        pool.fingerprint[dups[RUNGS:]] += np.uint64(1)  # what is left is another content
+        shown(pool, np.arange(RUNGS), np.full(RUNGS, dups[RUNGS]))
+        assert pool.refs[former].all(), "rungs where the former frames were"
+        assert not stable.holds(pool.fingerprint[dups[RUNGS:]] - np.uint64(1)).any()
