@@ -35,7 +35,7 @@ void ksmemu_agent_init_lock(struct ksmemu_agent *agent)
 void ksmemu_agent_close(struct ksmemu_agent *agent)
 {
 	int *fds[] = { &agent->control, &agent->order,	&agent->pool, &agent->pagemap,
-		       &agent->track,	&agent->freeze, &agent->stop };
+		       &agent->track,	&agent->freeze, &agent->stop, &agent->maps };
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
 		if (*fds[i] >= 0)
@@ -94,6 +94,9 @@ int ksmemu_agent_set_up(struct ksmemu_agent *agent)
 	agent->stop = eventfd(0, EFD_CLOEXEC);
 	if (agent->stop < 0)
 		return -errno;
+	agent->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	if (agent->maps < 0)
+		return -errno;
 	frames = mmap(NULL, agent->pool_bytes, PROT_READ, MAP_SHARED, agent->pool, 0);
 	if (frames == MAP_FAILED)
 		return -errno;
@@ -140,7 +143,7 @@ static struct ksmemu_agent *new_agent(const struct ksmemu_descriptors *fds,
 	agent->holder = fds->holder;
 	agent->child.file = -1;
 	agent->pagemap = fds->pagemap;
-	agent->track = agent->freeze = agent->stop = -1;
+	agent->track = agent->freeze = agent->stop = agent->maps = -1;
 	atomic_store(&agent->is_alive, true);
 	return agent;
 }

@@ -138,6 +138,7 @@ struct ksmemu_agent {
 	struct ksmemu_holder holder; /* of the pool; read-only */
 	struct ksmemu_holder child;  /* the same for a child, during a fork */
 	int pagemap;		     /* /proc/self/pagemap */
+	int maps;		     /* /proc/self/maps */
 	int track;  /* userfaultfd that records writes; -1 with the checksum tracker */
 	int freeze; /* userfaultfd that holds writers */
 	const unsigned char *frames; /* the whole pool, read-only, to verify against */
@@ -431,6 +432,15 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 		     struct ksmemu_mapping *ret);
 
 void ksmemu_walk_end(struct ksmemu_walk *walk);
+
+/**
+ * ksmemu_is_ours() - whether all of [start, end) shows an object of the space, frames, or anonymous memory
+ *
+ * A program that unmaps a piece of a space by itself may find another mapping there. Before Linux 6.11 nobody
+ * can tell at this price, and the answer is yes.
+ */
+bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		    uintptr_t start, uintptr_t end);
 
 /** ksmemu_is_of() - whether a mapping shows the object with this descriptor */
 bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object);

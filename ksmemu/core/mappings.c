@@ -2,12 +2,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "core.h"
+#include "uapi.h"
 
 /* What matters of a line comes before the path, within so many bytes. */
 #define LINE_BYTES 128u
@@ -101,4 +102,25 @@ uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmem
 			return i + 1;
 	}
 	return 0;
+}
+
+bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+		    uintptr_t start, uintptr_t end)
+{
+	while (start < end) {
+		struct procmap_query query = { .size = sizeof(query), .query_addr = start };
+		struct ksmemu_mapping found;
+
+		if (ioctl(agent->maps, PROCMAP_QUERY, &query) < 0)
+			return errno != ENOENT;
+		found = (struct ksmemu_mapping){
+			.device = makedev(query.dev_major, query.dev_minor),
+			.inode = query.inode,
+		};
+		if (found.inode && !ksmemu_is_of(&found, space->own) &&
+		    !ksmemu_is_of(&found, agent->pool) && !ksmemu_ancestor_of(space, &found))
+			return false;
+		start = query.vma_end;
+	}
+	return true;
 }

@@ -41,10 +41,13 @@ uint64_t ksmemu_fresh_slice(void)
 	return ksmemu_now_ns();
 }
 
-int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size)
+int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, uintptr_t start,
+		  size_t size)
 {
 	int error;
 
+	if (!ksmemu_is_broken("ours") && !ksmemu_is_ours(agent, space, start, start + size))
+		return -EFAULT;
 	/*
 	 * SAFE: writes between here and the protect are not recorded, but they are before verify (or
 	 * before the copy of rehome), which sees them; a thawed page counts as written.
@@ -205,7 +208,7 @@ static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space
 	uintptr_t start = space->start + (part.page << KSMEMU_PAGE_SHIFT);
 	size_t size = (size_t)part.nr_pages << KSMEMU_PAGE_SHIFT;
 	uint64_t since = ksmemu_fresh_slice();
-	int error = ksmemu_freeze(agent, start, size);
+	int error = ksmemu_freeze(agent, space, start, size);
 	bool is_done = !error;
 
 	if (!error)
@@ -280,7 +283,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 
 	read_ahead(agent, runs, nr);
 	since = ksmemu_fresh_slice();
-	error = ksmemu_freeze(agent, start, size);
+	error = ksmemu_freeze(agent, space, start, size);
 	for (size_t r = 0; r < nr; r++) {
 		uint64_t at = runs[r].page - first;
 
@@ -292,7 +295,8 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			is_own[at + i] = verdict->error[at + i] != 0;
 		}
 	}
-	thaw(agent, space, start, is_own, nr_pages);
+	if (error != -EFAULT) /* what is not ours was not frozen, and is not to be recorded */
+		thaw(agent, space, start, is_own, nr_pages);
 	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
 	ksmemu_note_freeze(since, frozen_ns);
 

@@ -78,7 +78,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 	 */
 	(void)madvise((void *)start, size, MADV_POPULATE_READ);
 	since = ksmemu_fresh_slice();
-	error = ksmemu_freeze(agent, start, size);
+	error = ksmemu_freeze(agent, space, start, size);
 
 	(void)ksmemu_space_protection(space, start, end, &prot);
 	if (!error) {

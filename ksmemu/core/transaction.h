@@ -23,8 +23,12 @@ static inline uint64_t ksmemu_frame_of(const struct ksmemu_run *run, uint32_t i)
 	return run->frame == KSMEMU_FRAME_ZERO ? run->frame : run->frame + i;
 }
 
-/** ksmemu_freeze() - hold every writer of the range; on error the caller still owes thaw and wake */
-int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size);
+/**
+ * ksmemu_freeze() - hold every writer of the range
+ * Return: 0 or -errno, and the caller still owes thaw and wake; -EFAULT: the program has mapped something else.
+ */
+int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, uintptr_t start,
+		  size_t size);
 
 /**
  * ksmemu_unfreeze() - let the writers of a range go on that still shows what it did; the wake is the caller's

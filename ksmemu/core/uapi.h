@@ -67,6 +67,31 @@ struct pm_scan_arg {
 static_assert(sizeof(struct pm_scan_arg) == 96, "PAGEMAP_SCAN ABI");
 static_assert(sizeof(struct page_region) == 24, "PAGEMAP_SCAN ABI");
 
+/* <linux/fs.h>, Linux 6.11: one mapping, asked for by address, on a descriptor of /proc/PID/maps. */
+#ifndef PROCMAP_QUERY
+struct procmap_query {
+	__u64 size;
+	__u64 query_flags;
+	__u64 query_addr;
+	__u64 vma_start;
+	__u64 vma_end;
+	__u64 vma_flags;
+	__u64 vma_page_size;
+	__u64 vma_offset;
+	__u64 inode;
+	__u32 dev_major;
+	__u32 dev_minor;
+	__u32 vma_name_size;
+	__u32 build_id_size;
+	__u64 vma_name_addr;
+	__u64 build_id_addr;
+};
+
+#define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)
+#endif
+
+static_assert(sizeof(struct procmap_query) == 104, "PROCMAP_QUERY ABI");
+
 /* <linux/sched/types.h>, which cannot be included beside <sched.h> before glibc 2.41. */
 struct ksmemu_sched_attr {
 	uint32_t size;
