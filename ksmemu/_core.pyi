@@ -94,7 +94,7 @@ class Agent:
         """Keep for the next ksmd what prctl(2) would say of this process."""
 
     def add_space(self, space: int, start: int, size: int, node: int, own: int, /) -> None:
-        """Make a space known, as ksmd knows it. Its own object belongs to the agent from here on."""
+        """Make a space known, as ksmd knows it. Its own object is the agent's, unless this raises."""
 
     def remove_space(self, space: int, /) -> None:
         """Unmap all of a space, close its own object, tell ksmd; the addresses are nobody's afterwards."""

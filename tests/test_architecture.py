@@ -7,7 +7,7 @@ import pytest
 
 from ksmemu import _core, wire
 from ksmemu.control.files import LINUX, RFC_2009
-from tests.support.breaks import ROOT
+from tests.support.cores import ROOT
 
 CORE = ROOT / "ksmemu/core"
 

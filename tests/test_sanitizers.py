@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from tests.support import asan
-from tests.support.breaks import ROOT
+from tests.support.cores import ROOT
 
 _SECONDS = 150
 
@@ -24,14 +24,14 @@ def run(*arguments):
 
 
 def test_the_core_is_clean_under_the_sanitizers():
-    done = run("-m", "pytest", "-q", "-x", "-p", "tests.support.asan_plugin", "tests/core")
+    done = run("-m", "pytest", "-q", "-x", "-p", "tests.support.core_plugin", "tests/core")
     assert done.returncode == 0, done.stdout
     assert "ERROR: AddressSanitizer" not in done.stdout
     assert "runtime error" not in done.stdout
 
 
 OVERRUN = """
-import tests.support.asan_plugin
+import tests.support.core_plugin
 from ksmemu import _core
 memory = _core.Memory(16, 1, None)
 start = _core.reserve(4096)

@@ -1,7 +1,7 @@
 /*
  * What the application's threads ask of their agent: spaces come and go, ranges are advised, withdrawn,
  * unmapped. Each change and its report to ksmd happen under one lock, so ksmd hears of changes in the order
- * in which they were made.
+ * in which they were made. What a change needs is allocated before it: none is left half done.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -27,10 +27,8 @@ int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 {
 	struct ksmemu_space *space = calloc(1, sizeof(*space));
 
-	if (!space) {
-		close(own);
+	if (!space)
 		return -ENOMEM;
-	}
 	*space = (struct ksmemu_space){
 		.id = id, .start = start, .size = size, .node = node, .own = own
 	};
@@ -70,26 +68,26 @@ int ksmemu_agent_advise(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 			uintptr_t *ret_done)
 {
 	struct ksmemu_space *space;
-	uintptr_t done = end;
-	int error;
+	AUTO_FREE struct ksmemu_range *list = ksmemu_copy(advised, nr * sizeof(*advised));
+	uintptr_t done = adopt ? start : end;
+	int error = list ? 0 : -ENOMEM;
 	GUARD(&agent->lock);
 
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
-	if (adopt) {
+	if (!error && adopt)
 		error = ksmemu_adopt(agent, space, start, end, &done);
-	} else {
+	if (!error && !adopt)
 		error = ksmemu_leave_ancestors(agent, space, start, end);
-		if (!error)
-			error = ksmemu_track(agent, start, end);
-	}
-	if (!error)
-		error = ksmemu_space_set_advised(space, advised, nr);
-	if (!error)
+	if (!error && !adopt)
+		error = ksmemu_track(agent, start, end);
+	if (!error) {
+		ksmemu_space_set_advised(space, &list, nr);
 		report(agent, space, KSMEMU_ADVISED, start, end, 0);
-	else if (agent->track >= 0 && done > start)
+	} else if (agent->track >= 0 && done > start) {
 		(void)ksmemu_uffd_unregister(agent->track, start, done - start);
+	}
 	*ret_done = done;
 	return error;
 }
@@ -97,22 +95,35 @@ int ksmemu_agent_advise(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 int ksmemu_agent_withdraw(struct ksmemu_agent *agent, uint32_t id,
 			  const struct ksmemu_range *advised, size_t nr)
 {
+	AUTO_FREE struct ksmemu_range *list = ksmemu_copy(advised, nr * sizeof(*advised));
 	struct ksmemu_space *space;
-	int error;
 	GUARD(&agent->lock);
 
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
-	error = ksmemu_space_set_advised(space, advised, nr);
-	if (!error)
-		space->epoch++; /* orders under way are stale: see ESTALE in wire.h */
-	return error;
+	if (!list)
+		return -ENOMEM;
+	ksmemu_space_set_advised(space, &list, nr);
+	space->epoch++; /* orders under way are stale: see ESTALE in wire.h */
+	return 0;
+}
+
+/* Undo what an mprotect(2) did before it failed: verify reads what the table calls readable. */
+static void protect_again(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
+{
+	for (uintptr_t stop; start < end; start = stop) {
+		int prot;
+
+		stop = ksmemu_space_protection(space, start, end, &prot);
+		(void)ksmemu_protect(start, stop - start, prot); /* so many mappings there were */
+	}
 }
 
 int ksmemu_agent_protect(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 			 int prot, const struct ksmemu_protection *protections, size_t nr)
 {
+	AUTO_FREE struct ksmemu_protection *list = ksmemu_copy(protections, nr * sizeof(*list));
 	struct ksmemu_space *space;
 	int error;
 	GUARD(&agent->lock);
@@ -120,9 +131,13 @@ int ksmemu_agent_protect(struct ksmemu_agent *agent, uint32_t id, uintptr_t star
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
+	if (!list)
+		return -ENOMEM;
 	error = ksmemu_protect(start, end - start, prot);
-	if (!error)
-		error = ksmemu_space_set_protections(space, protections, nr);
+	if (error)
+		protect_again(space, start, end);
+	else
+		ksmemu_space_set_protections(space, &list, nr);
 	return error;
 }
 
@@ -191,16 +206,14 @@ int ksmemu_agent_rehome(struct ksmemu_agent *agent, uint32_t id, uintptr_t start
 int ksmemu_agent_unadvised(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end)
 {
 	struct ksmemu_space *space;
-	int error = 0;
 	GUARD(&agent->lock);
 
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
+	/* What stays registered costs the first write to each page a fault, no more. */
 	if (agent->track >= 0)
-		error = ksmemu_uffd_unregister(agent->track, start, end - start);
-	if (error)
-		return error;
+		(void)ksmemu_uffd_unregister(agent->track, start, end - start);
 	/*
 	 * SAFE: an order of this epoch was sent by a ksmd that has heard that the pages are home. One of the
 	 * withdrawal's may wait in the socket, and they may be advised again before it is read.
@@ -226,16 +239,23 @@ int ksmemu_agent_tell(struct ksmemu_agent *agent, uint32_t id, uint32_t kind, ui
 int ksmemu_agent_remember(struct ksmemu_agent *agent, uint32_t id, const struct ksmemu_note *notes,
 			  size_t nr)
 {
+	AUTO_FREE struct ksmemu_note *list = ksmemu_copy(notes, nr * sizeof(*notes));
 	struct ksmemu_space *space;
 	GUARD(&agent->lock);
 
 	space = ksmemu_space_find(agent, id);
-	return space ? ksmemu_space_set_notes(space, notes, nr) : -ENOENT;
+	if (!space)
+		return -ENOENT;
+	if (!list)
+		return -ENOMEM;
+	ksmemu_space_set_notes(space, &list, nr);
+	return 0;
 }
 
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 		       const struct ksmemu_range *advised, size_t nr)
 {
+	AUTO_FREE struct ksmemu_range *list = ksmemu_copy(advised, nr * sizeof(*advised));
 	struct ksmemu_space *space;
 	int error;
 	GUARD(&agent->lock);
@@ -243,16 +263,17 @@ int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start,
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
-	error = ksmemu_map_nothing(start, end - start);
-	if (!error)
-		error = ksmemu_space_inherit(space, start, end, false);
-	if (!error)
-		error = ksmemu_space_set_advised(space, advised, nr);
+	error = list ? ksmemu_map_nothing(start, end - start) : -ENOMEM;
 	if (error)
 		return error;
+	(void)ksmemu_space_inherit(space, start, end, false); /* to forget needs no memory */
+	ksmemu_space_set_advised(space, &list, nr);
 	space->epoch++;
-	/* SAFE: the application gave these bytes up, and nothing maps them any more. */
-	error = ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
+	/*
+	 * SAFE: the application gave these bytes up, and nothing maps them any more. Inside an unsealed object
+	 * this cannot fail.
+	 */
+	(void)ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
 	report(agent, space, KSMEMU_UNMAPPED, start, end, 0);
-	return error;
+	return 0;
 }

@@ -22,13 +22,21 @@
 
 /* ---- reports ------------------------------------------------------------------------------- */
 
-/* A ksmd that is gone is no error of the worker: the thread will see it and end. */
+/*
+ * Books that miss a report would be wrong for ever: whoever cannot send one parts with ksmd. A ksmd that is gone
+ * is no error of the worker: the thread will see it and end.
+ */
 static void send_report(struct ksmemu_agent *agent)
 {
 	size_t size = sizeof(agent->outbox.head) +
 		      agent->outbox.head.nr_spans * sizeof(struct ksmemu_span);
+	ssize_t sent;
 
-	(void)send(agent->order, &agent->outbox, size, MSG_NOSIGNAL);
+	do { /* an application's thread may be interrupted while ksmd is slow */
+		sent = send(agent->order, &agent->outbox, size, MSG_NOSIGNAL);
+	} while (sent < 0 && errno == EINTR);
+	if (sent < 0)
+		shutdown(agent->order, SHUT_RDWR);
 }
 
 void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,

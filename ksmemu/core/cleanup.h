@@ -3,6 +3,7 @@
 #define KSMEMU_CLEANUP_H
 
 #include <pthread.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 static inline void ksmemu_unlock(pthread_mutex_t **lock)
@@ -16,6 +17,11 @@ static inline void ksmemu_close(int *fd)
 		close(*fd);
 }
 
+static inline void ksmemu_free(void *pointer)
+{
+	free(*(void **)pointer);
+}
+
 /* Take the mutex until the end of the scope. */
 #define GUARD(mutex)                                                                               \
 	pthread_mutex_t *guard_ __attribute__((cleanup(ksmemu_unlock))) = (mutex);                 \
@@ -23,5 +29,8 @@ static inline void ksmemu_close(int *fd)
 
 /* Close this descriptor at the end of the scope, unless it is negative by then. */
 #define AUTO_CLOSE __attribute__((cleanup(ksmemu_close)))
+
+/* Free what this pointer points to at the end of the scope. */
+#define AUTO_FREE __attribute__((cleanup(ksmemu_free)))
 
 #endif

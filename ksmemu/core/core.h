@@ -183,6 +183,9 @@ int ksmemu_uffd_unregister(int uffd, uintptr_t start, size_t size);
 /** ksmemu_uffd_protect() - write-protect a registered range; -ENOENT: not registered */
 int ksmemu_uffd_protect(int uffd, uintptr_t start, size_t size);
 
+/** ksmemu_uffd_unprotect() - let writes to a registered range go on; -ENOENT: not registered */
+int ksmemu_uffd_unprotect(int uffd, uintptr_t start, size_t size);
+
 /** ksmemu_uffd_wake() - wake whoever sleeps on a fault in the range; they fault again */
 int ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size);
 
@@ -287,9 +290,11 @@ struct ksmemu_space *ksmemu_space_find(struct ksmemu_agent *agent, uint32_t id);
 /** ksmemu_space_is_advised() - whether all of [start, end) is mergeable */
 bool ksmemu_space_is_advised(const struct ksmemu_space *space, uint64_t start, uint64_t end);
 
-/** ksmemu_space_set_advised() - replace the mergeable ranges; allocates, so: not the agent thread */
-int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_range *advised,
-			     size_t nr);
+/** ksmemu_copy() - memory of its own for a list, also an empty one; NULL: there is none. Not the agent thread */
+void *ksmemu_copy(const void *list, size_t size);
+
+/** ksmemu_space_set_advised() - swap the mergeable ranges for others (ksmemu_copy()) */
+void ksmemu_space_set_advised(struct ksmemu_space *space, struct ksmemu_range **advised, size_t nr);
 
 /**
  * ksmemu_space_protection() - what the application may do at an address
@@ -299,12 +304,12 @@ int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_ran
 uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t start, uintptr_t end,
 				  int *ret_prot);
 
-/** ksmemu_space_set_protections() - replace them all; allocates, so: not the agent thread */
-int ksmemu_space_set_protections(struct ksmemu_space *space,
-				 const struct ksmemu_protection *protections, size_t nr);
+/** ksmemu_space_set_protections() - the same for all protections */
+void ksmemu_space_set_protections(struct ksmemu_space *space,
+				  struct ksmemu_protection **protections, size_t nr);
 
-/** ksmemu_space_set_notes() - replace them all; allocates, so: not the agent thread */
-int ksmemu_space_set_notes(struct ksmemu_space *space, const struct ksmemu_note *notes, size_t nr);
+/** ksmemu_space_set_notes() - the same for all notes */
+void ksmemu_space_set_notes(struct ksmemu_space *space, struct ksmemu_note **notes, size_t nr);
 
 /**
  * ksmemu_space_inherit() - note whether the pages at [start, end) show an ancestor
@@ -534,7 +539,7 @@ void ksmemu_agent_set_flags(struct ksmemu_agent *agent, bool merge_any, bool ref
 
 /* ---- advise.c: what the application's threads ask of their agent --------------------------------- */
 
-/** ksmemu_agent_add_space() - let the agent know a space; @own is owned by the agent from here on */
+/** ksmemu_agent_add_space() - let the agent know a space; @own is the agent's from here on, unless it fails */
 int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, size_t size,
 			   uint32_t node, int own);
 
@@ -565,7 +570,7 @@ int ksmemu_agent_withdraw(struct ksmemu_agent *agent, uint32_t id,
  * ksmemu_agent_protect() - mprotect(2) [start, end), and keep it through merge and rehome
  * @protections, @nr: the space's, with this one in them
  *
- * Return: 0 or -errno: then what is mapped may be protected in part, and merging keeps to what was before.
+ * Return: 0 or -errno: nothing changed.
  */
 int ksmemu_agent_protect(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 			 int prot, const struct ksmemu_protection *protections, size_t nr);
@@ -589,7 +594,7 @@ int ksmemu_agent_tell(struct ksmemu_agent *agent, uint32_t id, uint32_t kind, ui
 int ksmemu_agent_remember(struct ksmemu_agent *agent, uint32_t id, const struct ksmemu_note *notes,
 			  size_t nr);
 
-/** ksmemu_agent_unmap() - take [start, end) out of the space: its bytes are gone */
+/** ksmemu_agent_unmap() - take [start, end) out of the space: its bytes are gone. -ENOMEM: nothing changed */
 int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start, uintptr_t end,
 		       const struct ksmemu_range *advised, size_t nr);
 

@@ -60,6 +60,20 @@ int ksmemu_freeze(struct ksmemu_agent *agent, uintptr_t start, size_t size)
 	return error;
 }
 
+void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t size)
+{
+	size_t half = size / 2 & ~(KSMEMU_PAGE_SIZE - 1);
+
+	if (!ksmemu_uffd_unregister(agent->freeze, start, size))
+		return;
+	if (half) {
+		ksmemu_unfreeze(agent, start, half);
+		ksmemu_unfreeze(agent, start + half, size - half);
+	} else {
+		(void)ksmemu_uffd_unprotect(agent->freeze, start, size);
+	}
+}
+
 int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end)
 {
 	if (agent->track < 0)
@@ -162,8 +176,7 @@ static void thaw(const struct ksmemu_agent *agent, const struct ksmemu_space *sp
 		any |= is_own[i];
 	if (!any)
 		return;
-	/* Fails only where nothing is registered; then there is nothing to thaw. */
-	(void)ksmemu_uffd_unregister(agent->freeze, start, nr << KSMEMU_PAGE_SHIFT);
+	ksmemu_unfreeze(agent, start, nr << KSMEMU_PAGE_SHIFT);
 	for (size_t from = 0; from < nr; from++) {
 		size_t to = from;
 
@@ -203,7 +216,7 @@ static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space
 		is_done &= ret[i] == 0;
 	}
 	if (!is_done) /* thaw: a copy that stays is looked for, not tracked */
-		(void)ksmemu_uffd_unregister(agent->freeze, start, size);
+		ksmemu_unfreeze(agent, start, size);
 	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
 	ksmemu_note_freeze(since, frozen_ns);
 }

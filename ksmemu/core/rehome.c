@@ -61,14 +61,14 @@ static bool is_hole(const struct ksmemu_space *space, uintptr_t start, uintptr_t
 {
 	off_t data = lseek(space->own, ksmemu_offset(space, start), SEEK_DATA);
 
-	return data < 0 || data >= ksmemu_offset(space, end);
+	return data < 0 ? errno == ENXIO : data >= ksmemu_offset(space, end);
 }
 
 int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		  uintptr_t end, uint64_t *frozen_ns)
 {
 	size_t size = end - start;
-	bool was_hole = is_hole(space, start, end);
+	bool was_hole = false;
 	uint64_t since;
 	int error, prot;
 
@@ -81,12 +81,15 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 	error = ksmemu_freeze(agent, start, size);
 
 	(void)ksmemu_space_protection(space, start, end, &prot);
-	if (!error)
+	if (!error) {
+		was_hole = is_hole(space, start,
+				   end); /* and stays one: writers to OWN pages are held too */
 		error = copy_home(space, start, end);
+	}
 	if (!error)
 		error = ksmemu_map_own(start, size, prot, space->own, ksmemu_offset(space, start));
-	if (error) { /* thaw: as it was. Where nothing was registered, unregister has nothing to do. */
-		(void)ksmemu_uffd_unregister(agent->freeze, start, size);
+	if (error) { /* thaw: as it was */
+		ksmemu_unfreeze(agent, start, size);
 		if (was_hole)
 			(void)ksmemu_punch(space->own, ksmemu_offset(space, start), size);
 	} else {
@@ -172,6 +175,8 @@ static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	int error = ksmemu_uffd_register(agent->freeze, start, end - start,
 					 UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 
+	if (error && error != -ENOMEM) /* seen before any mapping was registered */
+		return error;
 	if (!error && !ksmemu_is_broken("freeze"))
 		error = each_private(agent, space, start, end, true);
 	if (!error)
@@ -180,10 +185,10 @@ static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		error = ksmemu_map_own(start, end - start, prot, space->own,
 				       ksmemu_offset(space, start));
 	if (error) {
-		(void)ksmemu_uffd_unregister(agent->freeze, start, end - start);
+		ksmemu_unfreeze(agent, start, end - start);
 		(void)ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
 	} else {
-		error = arm_data(agent, space, start, end);
+		(void)arm_data(agent, space, start, end); /* as in ksmemu_rehome() */
 	}
 	(void)ksmemu_uffd_wake(agent->freeze, start, end - start);
 	return error;

@@ -32,32 +32,29 @@ bool ksmemu_space_is_advised(const struct ksmemu_space *space, uint64_t start, u
 	       end <= space->advised[low].end;
 }
 
-/* Put a copy of nr things in the place of what is there. */
-static int replace(void **place, size_t *nr_there, const void *things, size_t nr, size_t size)
+void *ksmemu_copy(const void *list, size_t size)
 {
-	void *copy = NULL;
+	void *copy = malloc(size + 1);
 
-	if (nr) {
-		copy = malloc(nr * size);
-		if (!copy)
-			return -ENOMEM;
-		memcpy(copy, things, nr * size);
-	}
-	free(*place);
-	*place = copy;
-	*nr_there = nr;
-	return 0;
+	return copy ? memcpy(copy, list, size) : NULL;
 }
 
-int ksmemu_space_set_advised(struct ksmemu_space *space, const struct ksmemu_range *advised,
-			     size_t nr)
+void ksmemu_space_set_advised(struct ksmemu_space *space, struct ksmemu_range **advised, size_t nr)
 {
-	return replace((void **)&space->advised, &space->nr_advised, advised, nr, sizeof(*advised));
+	struct ksmemu_range *before = space->advised;
+
+	space->advised = *advised;
+	space->nr_advised = nr;
+	*advised = before;
 }
 
-int ksmemu_space_set_notes(struct ksmemu_space *space, const struct ksmemu_note *notes, size_t nr)
+void ksmemu_space_set_notes(struct ksmemu_space *space, struct ksmemu_note **notes, size_t nr)
 {
-	return replace((void **)&space->notes, &space->nr_notes, notes, nr, sizeof(*notes));
+	struct ksmemu_note *before = space->notes;
+
+	space->notes = *notes;
+	space->nr_notes = nr;
+	*notes = before;
 }
 
 uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t start, uintptr_t end,
@@ -87,11 +84,14 @@ uintptr_t ksmemu_space_protection(const struct ksmemu_space *space, uintptr_t st
 	return end;
 }
 
-int ksmemu_space_set_protections(struct ksmemu_space *space,
-				 const struct ksmemu_protection *protections, size_t nr)
+void ksmemu_space_set_protections(struct ksmemu_space *space,
+				  struct ksmemu_protection **protections, size_t nr)
 {
-	return replace((void **)&space->protections, &space->nr_protections, protections, nr,
-		       sizeof(*protections));
+	struct ksmemu_protection *before = space->protections;
+
+	space->protections = *protections;
+	space->nr_protections = nr;
+	*protections = before;
 }
 
 static size_t bitmap_bytes(const struct ksmemu_space *space)

@@ -76,6 +76,14 @@ int ksmemu_uffd_protect(int uffd, uintptr_t start, size_t size)
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) < 0 ? -errno : 0;
 }
 
+int ksmemu_uffd_unprotect(int uffd, uintptr_t start, size_t size)
+{
+	struct uffdio_writeprotect arg = { .range = { start, size } };
+
+	/* SAFE: only ends what a freeze began that came to nothing: the page shows what it did before. */
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) < 0 ? -errno : 0;
+}
+
 int ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size)
 {
 	struct uffdio_range arg = { start, size };

@@ -130,7 +130,8 @@ class AddressSpace:
         """Take [address, address + length) away; what is not mapped there is passed over.
 
         Raises:
-            OSError: EINVAL: misaligned, length not positive, or outside the space.
+            OSError: EINVAL: misaligned, length not positive, or outside the space. ENOMEM: no mapping left
+                (vm.max_map_count); what could not be taken away is as it was.
             BufferError: a view of it is alive. Nothing was changed.
         """
         with self._lock:
@@ -141,11 +142,18 @@ class AddressSpace:
                 raise _error(errno.EINVAL, f"munmap of [{address:#x}, +{length})")
             self._check_no_views(address, end)
             for vma in self._vmas.overlapping(address, end):
-                self._vmas.put(vma.start, vma.end, None)
-                if (vma.value.own or vma.value.refused) and self._own is not None:
-                    self._own.unmap(vma)
-                else:
-                    _core.map_nothing(vma.start, len(vma))
+                self._unmap(vma)
+
+    def _unmap(self, vma: Vma) -> None:
+        self._vmas.put(vma.start, vma.end, None)
+        try:
+            if (vma.value.own or vma.value.refused) and self._own is not None:
+                self._own.unmap(vma)
+            else:
+                _core.map_nothing(vma.start, len(vma))
+        except OSError:
+            self._vmas.put(vma.start, vma.end, vma.value)
+            raise
 
     def mbind(self, address: int, length: int, node: int) -> None:
         """Put [address, address + length) on a simulated NUMA node, as mbind(2) does for one node.

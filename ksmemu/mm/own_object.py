@@ -185,9 +185,10 @@ class OwnObject:
             raise OSError(errno.EAGAIN, text)
         unmerged = replace(vma.value, mergeable=False, from_outside=False, refused=refused)
         self._vmas.put(vma.start, vma.end, unmerged)
-        self._agent.withdraw(self.id, self._vmas.mergeable())
-        merged = self._merged(vma)  # nothing merges in the range any more: this stays so
+        merged: list[Range] = []
         try:
+            self._agent.withdraw(self.id, self._vmas.mergeable())
+            merged = self._merged(vma)  # nothing merges in the range any more: this stays so
             for part in merged:
                 self._agent.rehome(self.id, part.start, part.end)
         except OSError as error:
@@ -208,7 +209,7 @@ class OwnObject:
         rehomed = IntervalMap[bool]()
         for part in merged:
             rehomed.put(part.start, part.end, True)
-        for part in self._merged(vma):
+        for part in self._merged(vma) if merged else []:
             rehomed.put(part.start, part.end, None)
         for item in rehomed:
             self._agent.unadvised(self.id, item.start, item.end)

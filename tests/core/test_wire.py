@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from ksmemu import wire
-from tests.support.breaks import ROOT
+from tests.support.cores import ROOT
 
 HEADS = {
     "order": (wire.ORDER, ["kind", "space", "id", "epoch", "nr_runs"]),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.support.breaks import ROOT
+from tests.support.cores import ROOT
 from tests.support.images import PAGE, ImageWorker, padded, sha256
 from tests.support.waiting import wait_until
 

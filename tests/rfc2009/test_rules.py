@@ -9,7 +9,7 @@ from pathlib import Path
 import ksmemu
 from tests.rfc2009.conftest import FILLED, NR_PAGES
 from tests.support import crew, procmaps
-from tests.support.breaks import ROOT
+from tests.support.cores import ROOT
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 

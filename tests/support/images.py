@@ -6,7 +6,7 @@ import select
 import subprocess
 import sys
 
-from tests.support.breaks import ROOT
+from tests.support.cores import ROOT
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 DEADLINE = 30.0

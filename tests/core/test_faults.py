@@ -1,0 +1,420 @@
+"""Each call of the core fails, in every transaction: no byte is lost, and nobody sleeps for ever.
+
+Runs in a worker that has the core of faults.c.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from ksmemu import _core
+from tests.support import breaks, cores, procmaps
+from tests.support.joined import SPACE, ZERO
+from tests.support.pages import content
+from tests.support.processes import Worker
+from tests.support.procmaps import PAGE
+from tests.support.stage import Busy, SleepsForEverError, stage
+from tests.support.uffd import Userfaultfd
+from tests.support.waiting import wait_until
+
+NR_PAGES = 23
+
+FAIL, HALF = 1, 2
+FAULTS = {
+    "api": [(FAIL, errno.EINVAL)],
+    "calloc": [(FAIL, errno.ENOMEM)],
+    "fallocate": [(FAIL, errno.EINTR)],
+    "lseek": [(FAIL, errno.EIO)],
+    "madvise": [(FAIL, errno.EAGAIN)],
+    "malloc": [(FAIL, errno.ENOMEM)],
+    "mmap": [(FAIL, errno.ENOMEM)],
+    "mprotect": [(FAIL, errno.ENOMEM), (HALF, errno.ENOMEM)],
+    "munmap": [(FAIL, errno.ENOMEM)],
+    "new": [(FAIL, errno.EMFILE)],
+    "open": [(FAIL, errno.EMFILE)],
+    "pread": [(FAIL, errno.EIO), (FAIL, errno.EINTR), (HALF, 0)],
+    "protect": [(FAIL, errno.EAGAIN), (HALF, errno.ENOENT)],
+    "pthread_create": [(FAIL, errno.EAGAIN)],
+    "pwrite": [(FAIL, errno.ENOSPC), (FAIL, errno.EINTR), (FAIL, errno.EFAULT), (HALF, 0)],
+    "register": [(FAIL, errno.EBUSY), (FAIL, errno.ENOMEM), (HALF, errno.ENOMEM)],
+    "scan": [(FAIL, errno.ENOTTY), (FAIL, errno.ENOMEM)],
+    "sched_getattr": [(FAIL, errno.EPERM)],
+    "sched_setattr": [(FAIL, errno.EPERM)],
+    "send": [(FAIL, errno.EINTR), (FAIL, errno.ENOBUFS)],
+    "shutdown": [(FAIL, errno.ENOTCONN)],
+    "unregister": [(FAIL, errno.EINVAL), (FAIL, errno.ENOMEM), (HALF, errno.ENOMEM)],
+    "userfaultfd": [(FAIL, errno.EMFILE), (FAIL, errno.EPERM)],
+}
+"""How each call can fail. A wake cannot: the kernel looks at its arguments and at nothing else."""
+OF_THE_LOOP = {"recv", "sched_getattr", "sched_setattr"}
+"""Calls that an agent makes at a time of its own."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A transaction: what comes before it, and what may meet a fault."""
+
+    prepare: Callable
+    act: Callable
+    busy: tuple = ()
+    how: dict = None
+    again: bool = True
+    """Whether to try again what has failed."""
+
+
+# ---- scenes ----------------------------------------------------------------------------------------
+
+
+def two_runs_and_zeros(on):
+    on.twin(*((page, page + 17) for page in range(3, 12)))
+    on.put(7, b"other")
+    on.put(5, b"between")
+
+
+def merge_them(on):
+    return on.merge((3, 20, 2), (6, 23, 4, 1), (15, ZERO, 3, 1), (21, ZERO, 1))
+
+
+def some_merged(on):
+    """3 and 4 show frames, 8 and 9 copies of them, 15 to 17 zeros, 16 a copy of zeros."""
+    on.twin((3, 20), (4, 21), (8, 25), (9, 26))
+    assert not any(on.space.merge((3, 20, 2), (8, 25, 2), (15, ZERO, 3)).values())
+    on.put(8, b"mine")
+    on.put(16, b"mine")
+    on.put(9, content(9)[:4])
+
+
+def renew_them(on):
+    return on.renew((3, 20, 2), (8, 25, 2), (15, ZERO, 3))
+
+
+def rehome_them(on):
+    return on.rehome((3, 2), (8, 2), (15, 3))
+
+
+def protected(prepare):
+    def prepared(on):
+        prepare(on)
+        on.space.protect(4, 17, 0)
+
+    return prepared
+
+
+def some_ordinary(on):
+    on.space.map()
+    on.twin((0, None), (3, None), (4, None), (9, None), (22, None))
+
+
+def advise_them(on):
+    return _advise(on, adopt=True)
+
+
+def advise_again(on):
+    return _advise(on, adopt=False)
+
+
+def _advise(on, adopt):
+    space = on.space
+    bounds = space.address(0), space.address(NR_PAGES)
+    done, error = space.agent.advise(SPACE, *bounds, adopt, space.ranges((0, NR_PAGES)))
+    assert error or done == bounds[1]
+    if not error:
+        _hear(on)
+    return {page: error if space.address(page) >= done else 0 for page in range(NR_PAGES)}
+
+
+def _hear(on):
+    """Take the report of a change off the socket."""
+    try:
+        on.space.epoch = on.space.report()[3]
+    except (EOFError, ConnectionError):
+        on.is_parted = True
+
+
+def of_one_call(call):
+    """An act of one call of the application, that does all or nothing."""
+
+    def act(on):
+        try:
+            call(on)
+        except OSError as error:
+            return dict.fromkeys(range(NR_PAGES), error.errno)
+        return dict.fromkeys(range(NR_PAGES), 0)
+
+    return act
+
+
+def unmerge_them(on):
+    agent, bounds = on.space.agent, (on.space.address(0), on.space.address(NR_PAGES))
+    agent.withdraw(SPACE, b"")
+    agent.rehome(SPACE, *bounds)
+    agent.unadvised(SPACE, *bounds)
+    _hear(on)
+
+
+def unmap_some(on):
+    space = on.space
+    space.agent.unmap(SPACE, space.address(4), space.address(10), space.ranges((0, 4), (10, 23)))
+    for page in range(4, 10):
+        on.model.pop(page, None)
+    _hear(on)
+
+
+def protect_some(on):
+    on.space.protect(4, 17, 0)
+
+
+def give_up(on):
+    on.space.agent.remove_space(SPACE)
+    on.model.clear()
+    _hear(on)
+
+
+SCENES = {
+    "merge": Scene(two_runs_and_zeros, merge_them, busy=(5, 13)),
+    "merge, without a tracker": Scene(two_runs_and_zeros, merge_them, busy=(5, 13), how={"tracks": False}),
+    "merge what is protected": Scene(protected(two_runs_and_zeros), merge_them, busy=(19,), again=False),
+    "renew": Scene(some_merged, renew_them, busy=(5,)),
+    "rehome": Scene(some_merged, rehome_them, busy=(8, 16)),
+    "rehome, without a tracker": Scene(some_merged, rehome_them, busy=(8, 16), how={"tracks": False}),
+    "rehome what is protected": Scene(protected(some_merged), rehome_them),
+    "adopt": Scene(some_ordinary, advise_them, busy=(3, 9, 13), how={"advised": False}),
+    "advise again": Scene(some_merged, advise_again, busy=(5,)),
+    "unmerge": Scene(some_merged, of_one_call(unmerge_them), busy=(5, 8, 16)),
+    "unmap": Scene(some_merged, of_one_call(unmap_some), busy=(16,)),
+    "mprotect": Scene(some_merged, of_one_call(protect_some), busy=(2, 19)),
+    "close": Scene(some_merged, of_one_call(give_up)),
+}
+
+
+# ---- the driver ------------------------------------------------------------------------------------
+
+
+def drive(_, name):
+    """Play a scene without a fault, and then once for each that can befall it; return what was played."""
+    scene = SCENES[name]
+    calls, clean = play(scene)
+    faults, failed = faults_of(calls), {}
+    for fault in faults:
+        try:
+            play(scene, [fault], clean)
+        except Exception as error:
+            failed[fault] = repr(error)
+    assert not failed, failed
+    return faults
+
+
+def faults_of(calls):
+    """Return each fault that can befall one of these calls: (name, number among its like, how, errno)."""
+    return [
+        (call, nth, *fault)
+        for call, nr in Counter(calls).items()
+        for nth in range(1, nr + 1)
+        for fault in FAULTS.get(call, ())
+        if call not in OF_THE_LOOP
+    ]
+
+
+def play(scene, chosen=(), clean=None):
+    """Play a scene; assert that nothing is lost, and that it ends as a clean one when it is tried again.
+
+    Returns:
+        The calls that were made, and how it ended: the errors of each page, and what it shows.
+    """
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with stage(nr_pages=NR_PAGES, **(scene.how or {})) as on:
+        scene.prepare(on)
+        before = on.shows()
+        busy = Busy(on, scene.busy)
+        busy.begin()
+        with faults.fault(*chosen) as calls:
+            errors = scene.act(on)
+        busy.end()
+        shows = on.shows()
+        for page, error in errors.items():
+            assert not error or shows[page] == before[page], f"page {page} failed, and was changed"
+        on.check()
+        if on.is_parted:
+            assert not on.space.agent.is_alive()
+        elif clean and scene.again:
+            errors = errors if errors == clean[0] else scene.act(on)
+            shows = on.shows()
+            assert (errors, shows) == clean, "another end"
+            on.check()
+        on.write_all()
+        on.check()
+        _go_home(on, shows)
+        return calls, (errors, shows)
+
+
+def _go_home(on, shows):
+    """Bring every page home; assert that the own object holds the bytes."""
+    space = on.space
+    for page in on.model:
+        if "p" in shows[page][0]:
+            space.agent.rehome(SPACE, space.address(page), space.address(page + 1))
+    on.check()
+    assert all(space.object_holds(page) == want for page, want in on.model.items())
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    with Worker(break_step=breaks.FAULTS) as worker:
+        yield worker
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_no_fault_loses_a_byte_or_leaves_a_writer_asleep(faulty, name):
+    assert faulty.call(drive, name)
+
+
+# ---- more than one at once -------------------------------------------------------------------------
+
+TOGETHER = {
+    "nothing can be let go of, when pages differ": ("merge", [("unregister", 0, FAIL, errno.ENOMEM)]),
+    "nor when there is no room": (
+        "rehome",
+        [("pwrite", 1, FAIL, errno.ENOSPC), ("unregister", 0, FAIL, errno.ENOMEM)],
+    ),
+    "nor when the copies are equal": (
+        "renew",
+        [("mmap", 0, FAIL, errno.ENOMEM), ("unregister", 0, FAIL, errno.EINVAL)],
+    ),
+    "where the data lie cannot be told, and there is no room": (
+        "unmerge",
+        [("lseek", 1, FAIL, errno.EIO), ("pwrite", 1, FAIL, errno.ENOSPC)],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOGETHER)
+def test_faults_that_come_together_lose_no_byte(faulty, what):
+    faulty.call(play_together, *TOGETHER[what])
+
+
+def play_together(_, name, chosen):
+    clean = play(SCENES[name])[1]
+    play(SCENES[name], chosen, clean)
+
+
+def test_a_page_that_stays_frozen_is_noticed(faulty):
+    """The negative control of all of these."""
+    faulty.call(_see_a_frozen_page)
+
+
+def _see_a_frozen_page(_):
+    with stage(nr_pages=NR_PAGES, tracks=False) as on, contextlib.closing(Userfaultfd()) as held:
+        held.register(on.space.address(7), PAGE)
+        held.write_protect(on.space.address(7), PAGE)
+        with pytest.raises(SleepsForEverError):
+            on.write_all(seconds=0.1)
+        held.unregister(on.space.address(7), PAGE)
+
+
+# ---- joining ---------------------------------------------------------------------------------------
+
+NOT_PERMITTED = ("userfaultfd", 1, FAIL, errno.EPERM)
+"""Then the device is asked, and at last for user mode only."""
+
+
+@pytest.mark.parametrize("is_permitted", [True, False])
+def test_an_agent_that_cannot_join_leaves_nothing(faulty, is_permitted):
+    assert faulty.call(drive_joining, [] if is_permitted else [NOT_PERMITTED])
+
+
+def drive_joining(_, given):
+    faults = faults_of(join(given))
+    for fault in faults:
+        join([*given, fault])
+    return faults
+
+
+def join(chosen):
+    """Create an agent and let it know a space, or see that both can be tried again; return the calls."""
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    before = _held()
+    with contextlib.ExitStack() as open_ones:
+        own = os.memfd_create("own")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        open_ones.enter_context(ours)
+        pool = os.memfd_create("pool")
+        os.truncate(pool, PAGE)
+        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+        start = _core.reserve(PAGE)
+        open_ones.callback(_core.unreserve, start, PAGE)
+        with faults.fault(*chosen) as calls:
+            try:
+                agent = _core.Agent(theirs.detach(), pool, PAGE, pagemap, True)
+                open_ones.callback(agent.close)
+                agent.add_space(SPACE, start, PAGE, own)
+            except OSError:
+                os.close(own)  # the agent has closed the others, and did not take this one
+    wait_until(lambda: _held() == before, what="the end of what was held")
+    return calls
+
+
+def _held():
+    return procmaps.descriptors(os.getpid()), procmaps.threads("self"), len(procmaps.mappings("self"))
+
+
+# ---- orders and reports ----------------------------------------------------------------------------
+
+
+def test_an_interrupted_agent_takes_the_next_order(faulty):
+    assert faulty.call(_take_orders, errno.EINTR)
+
+
+def test_an_agent_that_cannot_listen_parts_with_ksmd(faulty):
+    assert not faulty.call(_take_orders, errno.ENOMEM)
+
+
+def _take_orders(_, error):
+    """Let the agent's wait for its second order fail; return whether it takes a third one."""
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with stage(nr_pages=NR_PAGES) as on:
+        on.twin((3, 20), (4, 21))
+        with faults.fault(("recv", 1, FAIL, error)):
+            on.merge((3, 20, 1))
+            on.merge((4, 21, 1))
+        on.check()
+        on.write_all()
+        on.check()
+        return not on.is_parted
+
+
+def test_every_call_that_can_fail_is_made_to():
+    """What the core wants of the C library is wrapped, or cannot fail, or what follows does not ask."""
+    product = next((cores.ROOT / "ksmemu").glob("_core.*.so"))
+    asked = subprocess.run(["nm", "-u", product], capture_output=True, text=True, check=True)
+    wanted = {re.sub("@.*", "", line.split()[-1]) for line in asked.stdout.splitlines()}
+    ours = {name for name in wanted if not name.startswith(("_", "Py"))}
+    assert ours - set(cores.WRAPPED) == CANNOT_FAIL
+
+
+CANNOT_FAIL = {
+    *(
+        "clock_gettime",
+        "close",
+        "free",
+        "malloc_trim",
+        "mallopt",
+        "memcmp",
+        "memcpy",
+        "sched_yield",
+        "strerror",
+    ),
+    *("pthread_join", "pthread_once", "pthread_mutex_destroy", "pthread_mutex_init", "pthread_mutex_lock"),
+    *("pthread_mutex_unlock", "pthread_sigmask", "sigfillset"),
+    *("inotify_add_watch", "inotify_init1"),  # of ksmd, where the glue hands on the errno
+}
