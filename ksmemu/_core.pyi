@@ -120,7 +120,7 @@ class Agent:
                 what they leave out may be read and written.
 
         Raises:
-            OSError: as mprotect(2); part of the range may be protected already.
+            OSError: as mprotect(2); nothing was changed.
         """
 
     def rehome(self, space: int, start: int, end: int, /) -> None:

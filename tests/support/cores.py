@@ -14,7 +14,7 @@ _COMMAND = ["gcc", "-shared", "-fPIC", "-std=gnu11", "-D_GNU_SOURCE", "-U_FORTIF
 
 WRAPPED = [
     *("calloc", "fallocate", "ioctl", "lseek", "madvise", "malloc", "mmap", "mprotect", "munmap", "open"),
-    *("pread", "pthread_create", "pwrite", "recv", "send", "shutdown", "syscall"),
+    *("pread", "pthread_create", "pwrite", "recv", "send", "syscall"),
 ]
 """What of the core's calls faults.c stands in front of."""
 
