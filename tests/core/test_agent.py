@@ -362,7 +362,7 @@ def test_every_change_is_reported_with_its_pages_and_epoch():
         kind, _, _, epoch, _, spans = space.report()
         assert (kind, epoch, spans.tolist()) == (ReportKind.UNMAPPED, 3, [(3, 2, 0, 0)])
 
-        space.agent.remove_space(SPACE)
+        space.remove()
         assert space.report()[0] is ReportKind.CLOSED
 
 
@@ -381,7 +381,7 @@ def test_unmapped_pages_are_given_back_and_out_of_reach():
 @in_child
 def test_a_space_that_is_removed_is_unknown_everywhere():
     with joined() as space:
-        space.agent.remove_space(SPACE)
+        space.remove()
         for call in (
             lambda: space.agent.remove_space(SPACE),
             lambda: space.agent.rehome(SPACE, space.address(0), space.address(1)),
@@ -420,7 +420,7 @@ def test_spaces_and_agents_come_and_go_in_any_order():
         settle(first, [7], frame=20)
         start = _core.reserve(PAGE)
         first.agent.add_space(SPACE + 1, start, PAGE, os.memfd_create("own"))
-        first.agent.remove_space(SPACE)
+        first.remove()
         assert first.report()[:2] == (ReportKind.CLOSED, SPACE)
         first.agent.remove_space(SPACE + 1)
         assert first.report()[:2] == (ReportKind.CLOSED, SPACE + 1)

@@ -170,7 +170,7 @@ def protect_some(on):
 
 
 def give_up(on):
-    on.space.agent.remove_space(SPACE)
+    on.space.remove()
     on.model.clear()
     _hear(on)
 
@@ -355,7 +355,8 @@ def join(_, chosen):
 
 
 def _held():
-    return procmaps.descriptors(os.getpid()), procmaps.threads("self"), len(procmaps.mappings("self"))
+    shared = [mapping for mapping in procmaps.mappings("self") if "memfd:" in mapping.path]
+    return procmaps.descriptors(os.getpid()), procmaps.threads("self"), shared
 
 
 # ---- orders and reports ----------------------------------------------------------------------------

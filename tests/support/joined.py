@@ -49,6 +49,7 @@ class Joined:
         )
         self.agent.add_space(SPACE, self.start, nr_pages * PAGE, 0, os.dup(self.own))
         self.epoch = 0
+        self.is_removed = False
 
     def close(self):
         self.agent.close()
@@ -56,7 +57,13 @@ class Joined:
         self.control.close()
         for fd in (self.own, self.pool, self.pagemap):
             os.close(fd)
-        _core.unreserve(self.start, self.nr_pages * PAGE)
+        if not self.is_removed:
+            _core.unreserve(self.start, self.nr_pages * PAGE)
+
+    def remove(self):
+        """Remove the space; its addresses are nobody's then."""
+        self.agent.remove_space(SPACE)
+        self.is_removed = True
 
     # ---- memory ----------------------------------------------------------------------------------
 
