@@ -51,7 +51,11 @@ class Feature:
 
 @functools.cache
 def probe() -> tuple[Feature, ...]:
-    """Ask the kernel; the answer holds for the life of the process."""
+    """Ask the kernel; the answer holds for the life of the process.
+
+    Raises:
+        OSError: EMFILE, ENFILE, ENOMEM: it could not be asked.
+    """
     bits, user_mode_only, problem = _probe_userfaultfd()
     has_pagemap_scan = _has_pagemap_scan()
     return (
@@ -143,7 +147,11 @@ def required(features: Iterable[Feature]) -> list[Feature]:
 
 
 def require() -> None:
-    """Return if ksmemu can work here; KernelLacksError has the text of `ksmemu check` otherwise."""
+    """Return if ksmemu can work here; KernelLacksError has the text of `ksmemu check` otherwise.
+
+    Raises:
+        OSError: as probe().
+    """
     _refuse(required(probe()))
 
 
@@ -191,6 +199,8 @@ def _probe_userfaultfd() -> tuple[int, bool, str | None]:
     try:
         bits, user_mode_only = _core.probe_userfaultfd()
     except OSError as problem:
+        if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # no answer of the kernel's that would hold for life
         return 0, True, problem.strerror or str(problem)
     return bits, user_mode_only, None
 

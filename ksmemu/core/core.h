@@ -391,7 +391,8 @@ int ksmemu_leave_ancestors(struct ksmemu_agent *agent, struct ksmemu_space *spac
  * @ret_done: end address of what was moved; equal to @end on success
  *
  * Other threads may read and write throughout. Pages never touched stay holes.
- * Return: 0 or -errno (-ENOSPC, -ENOMEM): [*ret_done, end) is ordinary memory still.
+ * Return: 0 or -errno (-ENOSPC, -ENOMEM): [*ret_done, end) is ordinary memory still, and writes to what is in
+ * the object may go unrecorded.
  * Context: agent.lock held.
  */
 int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,

@@ -165,8 +165,9 @@ static int arm_data(const struct ksmemu_agent *agent, const struct ksmemu_space 
 	return error;
 }
 
+/* *ret_done becomes end as soon as the memory is moved. */
 static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
-			 uintptr_t end, int prot)
+			 uintptr_t end, int prot, uintptr_t *ret_done)
 {
 	/*
 	 * SAFE: with MISSING watched, no page can appear; then every page there is gets protected. So
@@ -188,7 +189,8 @@ static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		ksmemu_unfreeze(agent, start, end - start);
 		(void)ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
 	} else {
-		(void)arm_data(agent, space, start, end); /* as in ksmemu_rehome() */
+		*ret_done = end;
+		error = arm_data(agent, space, start, end);
 	}
 	(void)ksmemu_uffd_wake(agent->freeze, start, end - start);
 	return error;
@@ -199,16 +201,14 @@ int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr
 {
 	int error = 0;
 
-	while (start < end && !error) {
-		int prot;
-		uintptr_t stop = ksmemu_space_protection(space, start, end, &prot);
-
-		error = next_stop(agent, start, stop, &stop);
-		if (!error)
-			error = adopt_stretch(agent, space, start, stop, prot);
-		if (!error)
-			start = stop;
-	}
 	*ret_done = start;
+	while (*ret_done < end && !error) {
+		int prot;
+		uintptr_t stop = ksmemu_space_protection(space, *ret_done, end, &prot);
+
+		error = next_stop(agent, *ret_done, stop, &stop);
+		if (!error)
+			error = adopt_stretch(agent, space, *ret_done, stop, prot, ret_done);
+	}
 	return error;
 }
