@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 
@@ -14,14 +13,20 @@ def memory_bytes() -> int:
         for line in lines:
             name, value = line.split(":")
             fields[name] = int(value.split()[0]) * 1024
-    return min(fields["MemAvailable"] + fields["SwapFree"], _cgroup_bytes())
+    return min([fields["MemAvailable"] + fields["SwapFree"], *cgroups("self").values()])
 
 
-def _cgroup_bytes() -> int:
-    """Return the room that the tightest memory limit of this process's cgroups leaves (version 1 or 2)."""
-    room = sys.maxsize
-    with open("/proc/self/cgroup", encoding="utf-8") as lines:
-        groups = [line.rstrip("\n").split(":", 2) for line in lines]
+def cgroups(pid: int | str) -> dict[Path, int]:
+    """Return the cgroups with a memory limit that hold for a process, and the room in each (version 1 or 2).
+
+    None of a process that is gone.
+    """
+    found = {}
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as lines:
+            groups = [line.rstrip("\n").split(":", 2) for line in lines]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
     for number, controllers, path in groups:
         if number == "0":
             root, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
@@ -39,8 +44,8 @@ def _cgroup_bytes() -> int:
                 break
             allowed = (group / limit).read_text()
             if allowed != "max\n":
-                room = min(room, max(int(allowed) - int((group / used).read_text()), 0))
-    return room
+                found[group] = max(int(allowed) - int((group / used).read_text()), 0)
+    return found
 
 
 def object_bytes(fd: int) -> int:

@@ -68,6 +68,7 @@ def _show_all(ksmd: RunningKsmd, *, as_json: bool) -> None:
         )
         return
     click.echo(f"{size(saved_bytes)} saved")
+    click.echo(f"{size(stats['unmerge_bytes'])} needed if all that is merged is written to")
     click.echo(f"ksmd {pid} serves {place}")
     if merged_pids:
         click.echo(f"merged from outside: {' '.join(map(str, merged_pids))}")

@@ -62,6 +62,11 @@ _STATS = (
         "pool_bytes / PAGE_SIZE = pages_shared - those of zeros + ladder_frames",
     ),
     Counter("pool_bytes", "memory of all pools", "st_blocks of the pools * 512"),
+    Counter(
+        "unmerge_bytes",
+        "needed to unmerge everything",
+        "pages that show a frame or the zero page * PAGE_SIZE",
+    ),
 )
 
 COUNTERS: Mapping[str, Counter] = {counter.name: counter for counter in _COUNTERS}

@@ -300,6 +300,7 @@ class Domain:
             "pages_tracked": sum(counts[State.NEW :]),
             "ladder_frames": self.pool.ladders.nr_frames,
             "pool_bytes": self.pool.blocks_bytes(),
+            "unmerge_bytes": self.unmerge_bytes(),
         }
 
     def _nr_left(self) -> int:
@@ -315,6 +316,11 @@ class Domain:
     def processes(self) -> Iterable[tuple[int, Process]]:
         """Return pid and figures of each worker that has spaces."""
         return ((worker.pid, _figures(worker)) for worker in self.workers if worker.slots)
+
+    def unmerge_bytes(self, worker: Worker | None = None) -> int:
+        """Return the memory that it takes to write to all that is merged (of a worker), or to unmerge it."""
+        counts = _total(self.slots.values() if worker is None else worker.slots)
+        return sum(counts[state] for state in SHOWS_FRAME) * PAGE_SIZE
 
     def close(self) -> None:
         """Let go of everything; what is merged stays merged in the workers."""

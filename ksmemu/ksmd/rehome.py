@@ -8,7 +8,9 @@ is discarded would show it (I2).
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,6 @@ from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages, counted, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, State
 from ksmemu.ksmd.worker import Order
-from ksmemu.units import PAGE_SIZE
 
 
 def order(domain: Domain, slot: MmSlot, pages: Pages) -> None:
@@ -116,18 +117,31 @@ def outcome(domain: Domain, done: Order, errors: npt.NDArray[np.int32]) -> None:
     domain.stats.pages_rehomed += int(home.sum())
 
 
+def _check_cgroups(domains: Sequence[Domain]) -> None:
+    """Raise ENOMEM where a memory limit of workers is too low: who brings pages home is charged for them."""
+    needed, left = Counter[Path](), dict[Path, int]()
+    for domain in domains:
+        for worker in domain.workers:
+            for group, nr_bytes in room.cgroups(worker.pid).items():
+                needed[group] += domain.unmerge_bytes(worker)
+                left[group] = nr_bytes
+    for group, nr_bytes in needed.items():
+        if nr_bytes > left[group]:
+            raise OSError(errno.ENOMEM, f"no room in {group} for the {nr_bytes} bytes that unmerging needs")
+
+
 def order_all(domains: Sequence[Domain]) -> None:
     """Order everything of all domains back (run=2).
 
     Raises:
-        OSError: ENOMEM: memory, the cgroup or the shared-memory file system has no room for it; nothing
-            was ordered.
+        OSError: ENOMEM: memory, a worker's cgroup or the shared-memory file system has no room for it;
+            nothing was ordered.
     """
-    needed = sum(domain.count(State.MERGED, State.ZERO, State.REHOMING) for domain in domains) * PAGE_SIZE
+    needed = sum(domain.unmerge_bytes() for domain in domains)
     slots = [(domain, slot) for domain in domains for slot in domain.slots.values()]
-    for _, slot in slots:
-        if needed > room.object_bytes(slot.own):
-            raise OSError(errno.ENOMEM, f"no room for the {needed} bytes that unmerging needs")
+    if any(needed > room.object_bytes(slot.own) for _, slot in slots):
+        raise OSError(errno.ENOMEM, f"no room for the {needed} bytes that unmerging needs")
+    _check_cgroups(domains)
     for domain, slot in slots:
         pages = slot.rmap.tracked(0, slot.rmap.nr_pages)
         states = slot.rmap.state[pages]

@@ -52,6 +52,7 @@ def check(ksmd, members):
     found = recount(members)
     shared, sharing = ksmd.read("pages_shared"), ksmd.read("pages_sharing")
     assert shared + sharing == found.merged + found.zero, "pages that refer to frames"
+    assert ksmd.read("unmerge_bytes") == (found.merged + found.zero) * PAGE, "the worst case"
     # Pages of zeros have frames in the books and none in the pool: they show the kernel's zero page.
     # Many equal neighbours show rungs of a ladder, which the books do not count as frames.
     in_pool = ksmd.read("pool_bytes") // PAGE
