@@ -289,7 +289,8 @@ class AddressSpace:
         Raises:
             OSError: EINVAL: misaligned, unknown advice, or the range wraps. ENOMEM: part of the range is
                 not mapped; the mapped parts were advised. EAGAIN: no memory to move or to unmerge; what
-                could not be advised is as it was.
+                could not be advised is as it was. EMFILE, ENFILE, ENOMEM: no descriptor, or no addresses,
+                to join ksmd with; nothing changed.
             NotRunningError, KernelLacksError: there is no ksmd, or it cannot work here; nothing changed.
         """
         with self._lock:
