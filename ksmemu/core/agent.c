@@ -271,6 +271,7 @@ static bool take_orders(struct ksmemu_agent *agent)
 			continue;
 		if (got <= 0) {
 			atomic_store(&agent->is_alive, false);
+			shutdown(agent->order, SHUT_RDWR); /* if it is there after all, it is to know */
 			return true;
 		}
 		if (!is_well_formed(agent, (size_t)got))

@@ -146,10 +146,14 @@ class OwnObject:
             node=vma.value.node,
         )
         self._vmas.put(vma.start, vma.end, wanted)
-        if vma.value.unshareable:
-            self._tell(ReportKind.ADVISED, vma.start, vma.end)
-            return
-        self._remember()
+        try:
+            if vma.value.unshareable:
+                self._tell(ReportKind.ADVISED, vma.start, vma.end)
+                return
+            self._remember()
+        except OSError:
+            self._vmas.put(vma.start, vma.end, vma.value)
+            raise
         advised = self._vmas.mergeable()
         done, error = self._agent.advise(self.id, vma.start, vma.end, not vma.value.own, advised)
         if error:

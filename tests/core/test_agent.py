@@ -353,11 +353,6 @@ def test_every_change_is_reported_with_its_pages_and_epoch():
         kind, _, _, epoch, _, spans = space.report()
         assert (kind, epoch, spans.tolist()) == (ReportKind.REFUSED, 2, [(10, 3, 0, 0)])
 
-        for on, wanted in ((False, ReportKind.UNSHAREABLE), (True, ReportKind.ADVISED)):
-            space.agent.shareable(SPACE, space.address(3), space.address(7), on)
-            kind, _, _, epoch, _, spans = space.report()
-            assert (kind, epoch, spans.tolist()) == (wanted, 2, [(3, 4, 0, 0)])
-
         space.agent.unmap(SPACE, space.address(3), space.address(5), space.ranges((5, 10)))
         kind, _, _, epoch, _, spans = space.report()
         assert (kind, epoch, spans.tolist()) == (ReportKind.UNMAPPED, 3, [(3, 2, 0, 0)])
@@ -387,7 +382,6 @@ def test_a_space_that_is_removed_is_unknown_everywhere():
             lambda: space.agent.rehome(SPACE, space.address(0), space.address(1)),
             lambda: space.agent.withdraw(SPACE, b""),
             lambda: space.protect(0, 1, 0),
-            lambda: space.agent.shareable(SPACE, space.address(0), space.address(1), True),
             lambda: space.agent.unadvised(SPACE, space.address(0), space.address(1)),
             lambda: space.agent.tell(SPACE, ReportKind.REFUSED, space.address(0), space.address(1), 0),
             lambda: space.agent.remember(SPACE, b""),
@@ -399,27 +393,11 @@ def test_a_space_that_is_removed_is_unknown_everywhere():
 
 
 @in_child
-def test_a_forked_child_has_neither_the_agent_nor_the_memory():
-    with joined() as space:
-        settle(space, [7, 8], frame=20)
-        space.merge((7, 20, 1))
-        pid = os.fork()
-        if pid == 0:
-            has_agent = space.agent.is_alive()
-            space.agent.close()
-            os._exit(has_agent + 2 * len(shown(space, 0, 23)))
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert space.merge((8, 21, 1)) == {8: 0}
-        space.write(7, b"mine")
-        assert space.rehome((7, 2)) == {7: 0, 8: 0}
-
-
-@in_child
 def test_spaces_and_agents_come_and_go_in_any_order():
     with joined() as first, joined() as second:
         settle(first, [7], frame=20)
         start = _core.reserve(PAGE)
-        first.agent.add_space(SPACE + 1, start, PAGE, os.memfd_create("own"))
+        first.agent.add_space(SPACE + 1, start, PAGE, 0, os.memfd_create("own"))
         first.remove()
         assert first.report()[:2] == (ReportKind.CLOSED, SPACE)
         first.agent.remove_space(SPACE + 1)

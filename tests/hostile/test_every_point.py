@@ -61,6 +61,7 @@ def test_a_call_that_fails_spoils_no_books(ksmd, mother):
     calls = mother.call(_calls_of_a_life)
     calls = [call for call in calls if call not in BEYOND_REPAIR]
     faults = {fault[:2]: fault for fault in reversed(faults_of(calls))}  # one of each call
+    del faults["send", 1]  # the second space would wait for a ksmd to take over, and long
     ends = Counter()
     for fault in faults.values():
         ends[mother.call(_fail_at, fault)] += 1
