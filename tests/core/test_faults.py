@@ -332,21 +332,22 @@ def test_an_agent_that_cannot_join_leaves_nothing(faulty, is_permitted):
 def drive_joining(_, given):
     faults = [fault for fault in faults_of(join(None, given)) if fault[0] != "munmap"]  # of the end
     for fault in faults:
-        join(None, [*given, fault])
+        join(None, [*given, fault], may_fail=True)
     return faults
 
 
-def join(_, chosen):
+def join(_, chosen, *, may_fail=False):
     """Create an agent and let it know a space, or see that both can be tried again; return the calls."""
     from tests.support import faults  # noqa: PLC0415 - only where the core has them
 
     before = _held()
     own = os.memfd_create("own")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ksmd, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pool = os.memfd_create("pool")
     os.truncate(pool, PAGE)
     descriptors = {
-        "control": os.dup(pool),
+        "control": control.detach(),
         "order": theirs.detach(),
         "pool": pool,
         "held": os.dup(pool),
@@ -360,8 +361,10 @@ def join(_, chosen):
             joined.callback(agent.close)
             agent.add_space(SPACE, start, PAGE, 0, own)
         except OSError:
+            assert may_fail
             os.close(own)  # the agent has closed the others, and did not take this one
     ours.close()
+    ksmd.close()
     _core.unreserve(start, PAGE)
     wait_until(lambda: _held() == before, what="the end of what was held")
     return calls

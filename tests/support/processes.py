@@ -109,6 +109,8 @@ if __name__ == "__main__":
         from tests.support import breaks
 
         breaks.load(os.environ["KSMEMU_BREAK"])
+    elif "KSMEMU_CORE" in os.environ:
+        from tests.support import core_plugin  # noqa: F401 - the core that the whole run is to use
     import ksmemu  # noqa: F401 - while the others start, and not one after the other in their first calls
 
     serve(Connection(int(sys.argv[1])), State())
