@@ -266,7 +266,7 @@ int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start,
 	error = list ? ksmemu_map_nothing(start, end - start) : -ENOMEM;
 	if (error)
 		return error;
-	(void)ksmemu_space_inherit(space, start, end, false);
+	(void)ksmemu_space_inherit(space, start, end, false); /* to forget needs no memory */
 	ksmemu_space_set_advised(space, &list, nr);
 	space->epoch++;
 	/*

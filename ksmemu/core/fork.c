@@ -220,21 +220,23 @@ static int new_own(const struct ksmemu_space *space, int *ret, int *ret_reader)
  */
 static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, int new)
 {
+	bool is_held = false;
 	int error = 0;
 
 	if (agent->track >= 0)
 		error = ksmemu_uffd_unregister(agent->track, space->start, space->size);
-	if (!error)
+	if (!error) {
 		error = ksmemu_uffd_register(agent->freeze, space->start, space->size,
 					     UFFDIO_REGISTER_MODE_MISSING);
-	if (!error) {
-		if (!ksmemu_is_broken("ancestor"))
-			error = each_own(agent, space, divide, new);
-		ksmemu_unfreeze(agent, space->start, space->size);
-		(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size);
+		is_held = !error || error == -ENOMEM; /* all else is seen before any is */
 	}
+	if (!error && !ksmemu_is_broken("ancestor"))
+		error = each_own(agent, space, divide, new);
+	if (is_held)
+		ksmemu_unfreeze(agent, space->start, space->size);
 	if (error)
 		(void)each_own(agent, space, track_again, -1);
+	(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size); /* the range is valid */
 	return error;
 }
 
