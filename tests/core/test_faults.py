@@ -353,7 +353,8 @@ def join(_, chosen, *, may_fail=False):
         "held": os.dup(pool),
         "pagemap": os.open("/proc/self/pagemap", os.O_RDONLY),
     }
-    others = {"pool_bytes": PAGE, "holder": 1, "directory": "/nowhere", "tracks": True, "rfc2009": False}
+    others = {"pool_bytes": PAGE, "holder": 1, "directory": "/nowhere", "label": ""}
+    others |= {"tracks": True, "rfc2009": False}
     start = _core.reserve(PAGE)
     with faults.fault(*chosen) as calls, contextlib.ExitStack() as joined:
         try:
