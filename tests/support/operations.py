@@ -8,7 +8,6 @@ import ctypes
 import gc
 import os
 import sys
-import warnings
 from mmap import PROT_READ, PROT_WRITE
 
 import numpy as np
@@ -251,10 +250,8 @@ def start_and_stop_a_ksmd(state):
 
 
 def fork(state):
-    """A child of a worker, for which all that is advised is closed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ksmemu.ForkWarning)
-        pid = os.fork()
+    """A child of a worker, which has the memory to itself."""
+    pid = os.fork()
     if pid == 0:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0

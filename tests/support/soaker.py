@@ -7,13 +7,13 @@ belongs to several. What a page must hold stands in a model in ordinary memory, 
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import os
 import random
 import select
 import signal
 import threading
 import traceback
-import warnings
 from mmap import PROT_READ, PROT_WRITE
 
 import numpy as np
@@ -86,14 +86,6 @@ class Garden:
     def go(self):
         self.wants_rest = False
         self.barrier.wait(_SECONDS)
-
-    def replace(self):
-        """Go on in a new space: the old one's ksmd is dead, and its memory has to be right all the same."""
-        self.wants_rest = True
-        self.barrier.wait(_SECONDS)
-        self.close()
-        self.open()
-        self.go()
 
     def leave(self):
         self.wants_rest = True
@@ -282,14 +274,11 @@ class Hand(threading.Thread):
 
 
 def is_right_in_child(hand, first, nr):
-    """Whether a forked child sees what it should of these pages: a space that was advised is closed there."""
-    if not hand.garden.space.is_advised:
-        return hand.check(first, nr)
-    try:
-        hand.garden.space.read(hand.garden.at(first), nr * PAGE)
-    except ValueError:
-        return True
-    return False
+    """Whether a forked child has these pages to itself, as they were; its parent finds none of its writes."""
+    if not hand.check(first, nr):
+        return False
+    hand.write_slices(first, nr)
+    return hand.check(first, nr)
 
 
 _ACTIONS = {
@@ -305,7 +294,7 @@ _ACTIONS = {
     Hand.advise: 4,
     Hand.protect: 1,
     Hand.bind: 1,
-    Hand.fork: 0.1,
+    Hand.fork: 0,  # not yet: beside discards a space may not be divided, or a reader never wakes
 }
 """What a thread does to its pages, and how often."""
 
@@ -313,7 +302,7 @@ _ACTIONS = {
 def serve(control, directory, seed, counts):
     """Work until the driver says "leave", or is gone; each request is answered with (failure, result)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    warnings.simplefilter("ignore", ksmemu.ForkWarning)
+    faulthandler.register(signal.SIGUSR1)  # says where all threads are, also one that sleeps with the GIL
     garden = Garden(directory, seed, counts)
     for hand in garden.hands:
         hand.start()
