@@ -27,6 +27,7 @@ class Ancestor:
         file: a descriptor that can write.
         refs: spaces that show each page.
         known: names of the holders that have joined.
+        unheard: names of those that are joining, and have yet to say what they show.
         nr_slots: spaces that may show some of it.
     """
 
@@ -34,6 +35,7 @@ class Ancestor:
         self.file = file
         self.refs = column(nr_pages, np.uint16)
         self.known: set[int] = set()
+        self.unheard: set[int] = set()
         self.nr_slots = 0
         self._unshown: list[Pages] = []
 
@@ -50,7 +52,8 @@ class Ancestor:
 
     def has_strangers(self) -> bool:
         """Return whether somebody may show some of it who has not said what."""
-        return bool(holders.living(self.file) - self.known)
+        # The file is one of theirs: its own name is not among those that it sees.
+        return bool(self.unheard or holders.living(self.file) - self.known)
 
     def sweep(self) -> None:
         """Give back what nobody shows, unless there are strangers."""

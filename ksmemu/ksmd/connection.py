@@ -191,7 +191,9 @@ def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: 
             raise WireError("an ancestor of nothing")
         forked.check_ancestor(domain, slot, fds[0], number, holder)
         undo.pop_all()
-    slot.unheard.append((forked.add_ancestor(domain, slot, fds[0], number), holder))
+    ancestor = forked.add_ancestor(domain, slot, fds[0], number)
+    ancestor.unheard.add(holder)
+    slot.unheard.append((ancestor, holder))
 
 
 def _number(body: dict[str, object], name: str) -> int:
@@ -340,9 +342,7 @@ def _resume(
     if kind is ReportKind.MAPPED:
         takeover.mapped(domain, slot, spans)
         return
-    for ancestor, holder in slot.unheard:
-        ancestor.known.add(holder)
-    slot.unheard.clear()
+    slot.hear()
     worker.nr_unheard -= 1
     if not worker.nr_unheard:
         domain.pool.known.add(worker.holder)

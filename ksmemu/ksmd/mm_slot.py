@@ -166,8 +166,16 @@ class MmSlot:
             for home in np.unique(homes).tolist()
         ]
 
+    def hear(self) -> None:
+        """The process has said all that the space shows of ancestors."""
+        for ancestor, holder in self.unheard:
+            ancestor.unheard.discard(holder)
+            ancestor.known.add(holder)
+        self.unheard.clear()
+
     def close(self) -> None:
         """Close the own object, and leave the ancestors."""
+        self.hear()
         for number in list(self.ancestors):
             self._drop_ancestor(number)
         os.close(self.own)
