@@ -221,6 +221,9 @@ def probe_userfaultfd() -> tuple[int, bool]:
 def probe_pagemap_scan() -> None:
     """Raise OSError ENOTTY where the kernel has no PAGEMAP_SCAN."""
 
+def file_system(fd: int, /) -> int:
+    """Return what kind of file system a file is in: f_type of statfs(2)."""
+
 def keep_memory() -> None:
     """Let malloc keep what is freed for what comes next: memory from the host costs a fault a page."""
 

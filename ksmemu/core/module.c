@@ -7,6 +7,7 @@
 #include <malloc.h>
 #include <structmember.h>
 #include <sys/inotify.h>
+#include <sys/vfs.h>
 
 #include "core.h"
 
@@ -591,7 +592,7 @@ static PyObject *py_protect(PyObject *self, PyObject *args)
 	return done_or_fail(error, "mprotect");
 }
 
-/* ---- probes, malloc and inotify -------------------------------------------------------------------- */
+/* ---- probes, files, malloc and inotify ------------------------------------------------------------- */
 
 static PyObject *py_probe_userfaultfd(PyObject *self, PyObject *unused)
 {
@@ -612,6 +613,19 @@ static PyObject *py_probe_pagemap_scan(PyObject *self, PyObject *unused)
 	(void)self;
 	(void)unused;
 	return done_or_fail(ksmemu_probe_pagemap_scan(), "PAGEMAP_SCAN");
+}
+
+static PyObject *py_file_system(PyObject *self, PyObject *arg)
+{
+	int fd = (int)PyLong_AsLong(arg);
+	struct statfs found;
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	if (fstatfs(fd, &found) < 0)
+		return fail(-errno, "fstatfs");
+	return PyLong_FromLong(found.f_type);
 }
 
 static PyObject *py_keep_memory(PyObject *self, PyObject *unused)
@@ -667,6 +681,7 @@ static PyMethodDef functions[] = {
 	{ "protect", py_protect, METH_VARARGS, NULL },
 	{ "probe_userfaultfd", py_probe_userfaultfd, METH_NOARGS, NULL },
 	{ "probe_pagemap_scan", py_probe_pagemap_scan, METH_NOARGS, NULL },
+	{ "file_system", py_file_system, METH_O, NULL },
 	{ "keep_memory", py_keep_memory, METH_NOARGS, NULL },
 	{ "return_memory", py_return_memory, METH_NOARGS, NULL },
 	{ "inotify_init", py_inotify_init, METH_NOARGS, NULL },
