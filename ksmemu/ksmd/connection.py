@@ -78,21 +78,25 @@ def join(
         if given:
             undo.callback(os.close, held)
         pid, uid = peer(control)
+        failed = undo.enter_context(contextlib.ExitStack())
+        pidfd = _peer_pidfd(control, pid)
+        failed.callback(os.close, pidfd)
+        order = failed.enter_context(socket.socket(fileno=os.dup(fds[0])))
+        pagemap = os.dup(fds[1])
+        failed.callback(os.close, pagemap)
         worker = Worker(
             pid,
             uid,
-            pidfd=_peer_pidfd(control, pid),
+            pidfd=pidfd,
             control=control,
-            order=socket.socket(fileno=os.dup(fds[0])),
-            pagemap=os.dup(fds[1]),
+            order=order,
+            pagemap=pagemap,
             holder=given or _number(body, "holder"),
             nr_unheard=_number(body, "resumes") if "resumes" in body else 0,
             is_forked=body.get("forked") is True,
             merge_any=body.get("merge_any") is True,
             refuses=body.get("refuses") is True,
         )
-        failed = undo.enter_context(contextlib.ExitStack())
-        failed.callback(worker.close)
         worker.count_mappings()
         reply: dict[str, object] = {"holder": worker.holder, "pool_bytes": domain.pool.nr_bytes, **terms}
         wire.send_control(control, reply, (domain.pool.read_only(), held) if given else ())
