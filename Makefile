@@ -2,6 +2,7 @@
 #   make demo   four processes share what they have in common, and get it back
 #   make bench  workloads on ksmemu and, as root, on the kernel's own KSM
 #   make test   lint, types, C warnings, all tests
+#   make fuzz   what clients say to ksmd, led by coverage, for SECONDS=60
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
 PYTHON ?= /usr/bin/python3
@@ -16,7 +17,7 @@ C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -
 
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
-.PHONY: venv demo bench test lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test fuzz lint style types c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -42,6 +43,13 @@ test: lint
 	else \
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
+
+SECONDS ?= 60
+
+# Not among the tools of `make venv`: atheris has wheels for some versions of Python only.
+fuzz: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.support.fuzz -max_total_time=$(SECONDS) -max_len=600
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
