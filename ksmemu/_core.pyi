@@ -52,6 +52,7 @@ class Agent:
         directory: str | os.PathLike[str],
         tracks: bool,
         rfc2009: bool,
+        secure: bool,
     ) -> Agent:
         """Start the thread. The five descriptors belong to the agent from here on, also on error.
 
@@ -64,6 +65,7 @@ class Agent:
             pagemap: /proc/self/pagemap. directory: of the instance.
             tracks: record writes with userfaultfd; otherwise ksmd compares checksums.
             rfc2009: ksmd is of that year.
+            secure: map frames so that the time of a read or write tells nothing of what lies beside.
 
         Raises:
             OSError: EPERM, EINVAL: no userfaultfd with what is needed; EMFILE, ENOMEM.

@@ -22,6 +22,8 @@ _SETUP = {
     "fuse": "Serve the control files by FUSE: bad values are refused.",
     "rfc2009": "Behave as the patches of May 2009 had it.",
     "events": "Write events from the first scan on.",
+    "fills_only": "Merge only pages of zeros and of 0xff.",
+    "secure": "Do not let the time of a write tell whether a page is shared.",
 }
 """What a Setup decides."""
 
@@ -41,7 +43,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 def setup_options(command: T) -> T:
     """Add the options of a Setup."""
     for name, text in reversed(_SETUP.items()):
-        command = click.option(f"--{name}", is_flag=True, help=text)(command)
+        command = click.option(f"--{name.replace('_', '-')}", is_flag=True, help=text)(command)
     return command
 
 

@@ -27,6 +27,7 @@ class Reason(enum.IntEnum):
     MAPPING_BUDGET = 13
     NO_ROOM = 14
     LEFT = 15
+    NO_FILL = 16
 
     @property
     def words(self) -> str:
@@ -72,6 +73,9 @@ TEXTS: Mapping[Reason, Text] = {
     ),
     Reason.MAPPING_BUDGET: Text(
         "its process is near its limit of mappings", "sysctl vm.max_map_count=262144"
+    ),
+    Reason.NO_FILL: Text(
+        "neither zeros nor 0xff: this ksmd merges nothing else", "start ksmd without --fills-only"
     ),
     Reason.LEFT: Text("merged still, as in 2009, though its advice was withdrawn"),
     Reason.NO_ROOM: Text("the pool has no room for another frame", "more memory, or a larger /dev/shm"),

@@ -16,6 +16,20 @@ class Setup:
     """Behave as the patches of May 2009 had it, with the files of that time, not as Linux 6.18."""
     events: bool = False
     """Write events from the first scan on."""
+    fills_only: bool = False
+    """Merge nothing but pages of zeros and of 0xff: that tells nobody what another page holds."""
+    secure: bool = False
+    """Share, but do not show it: a page without a partner gets a frame as one with a partner does."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be had together.
+
+        Raises:
+            ValueError: more than one of rfc2009, fills_only and secure.
+        """
+        rules = [name for name in ("rfc2009", "fills_only", "secure") if getattr(self, name)]
+        if len(rules) > 1:
+            raise ValueError(f"not together: {' and '.join(rules)}")
 
     def names(self) -> Iterator[str]:
         """Yield the names of what holds: Setup(**dict.fromkeys(names, True)) is the same again."""

@@ -137,20 +137,20 @@ struct agent {
 
 static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "control", "order",	 "pool",   "pool_bytes", "held", "holder",
-				 "pagemap", "directory", "tracks", "rfc2009",	 NULL };
+	static char *names[] = { "control", "order",	 "pool",   "pool_bytes", "held",   "holder",
+				 "pagemap", "directory", "tracks", "rfc2009",	 "secure", NULL };
 	struct ksmemu_descriptors fds;
 	struct ksmemu_terms terms = { 0 };
 	unsigned long long holder;
 	Py_ssize_t pool_bytes;
-	int tracks, rfc2009, error;
+	int tracks, rfc2009, secure, error;
 	PyObject *directory;
 	struct agent *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&pp", names, &fds.control,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&ppp", names, &fds.control,
 					 &fds.order, &fds.pool, &pool_bytes, &fds.holder.file,
 					 &holder, &fds.pagemap, PyUnicode_FSConverter, &directory,
-					 &tracks, &rfc2009))
+					 &tracks, &rfc2009, &secure))
 		return NULL;
 	self = (struct agent *)type->tp_alloc(type, 0);
 	if (!self) {
@@ -161,6 +161,7 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	fds.holder.name = holder;
 	terms.tracks = tracks;
 	terms.rfc2009 = rfc2009;
+	terms.secure = secure;
 	NOGIL(error = ksmemu_agent_create(&fds, (size_t)pool_bytes, &terms, &self->agent));
 	Py_DECREF(directory);
 	if (error) {

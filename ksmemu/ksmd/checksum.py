@@ -17,6 +17,7 @@ from ksmemu import _core
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.table import Fingerprints
+from ksmemu.units import PAGE_SIZE
 
 _PAGES_A_THREAD = 2048
 """Fewer than this are not worth a second thread."""
@@ -54,14 +55,14 @@ class Checksum:
 
     Attributes:
         seed: of this instance and secret, so that nobody can prepare a collision.
-        zero: fingerprint of a page of zeros.
+        zero, ones: fingerprints of a page of zeros, and of one of 0xff.
     """
 
     def __init__(self) -> None:
         self.seed = int.from_bytes(os.urandom(8), "little")
         self._nr_threads = len(os.sched_getaffinity(0))
         self._threads = ThreadPoolExecutor(self._nr_threads, thread_name_prefix="checksum")
-        self.zero = self._of_zeros()
+        self.zero, self.ones = self._of_fill(b"\x00"), self._of_fill(b"\xff")
 
     def pages(self, slot: MmSlot, pages: Pages) -> Fingerprints:
         """Return the fingerprint of each page, as its own object holds it now, or what it inherited.
@@ -105,14 +106,14 @@ class Checksum:
         """End the threads."""
         self._threads.shutdown()
 
-    def _of_zeros(self) -> int:
-        hole = os.memfd_create("zeros", os.MFD_CLOEXEC)
+    def _of_fill(self, byte: bytes) -> int:
+        page = os.memfd_create("fill", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(hole, 4096)
+            os.write(page, byte * PAGE_SIZE)
             found = np.empty(1, dtype=np.uint64)
-            _core.checksum_pages(hole, np.zeros(1, dtype=np.uint64), self.seed, found)
+            _core.checksum_pages(page, np.zeros(1, dtype=np.uint64), self.seed, found)
         finally:
-            os.close(hole)
+            os.close(page)
         return int(found[0])
 
 

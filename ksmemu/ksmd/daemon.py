@@ -62,6 +62,7 @@ class Daemon:
 
     def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
         self._domain = Domain(instance.tracing / "trace")
+        self._domain.fills_only, self._domain.is_secure = setup.fills_only, setup.secure
         tracker = WriteTracker() if tracks else ChecksumTracker(self._domain.fingerprints)
         self._files = RFC_2009 if setup.rfc2009 else LINUX
         self._mmlist = Mmlist(self._domain) if setup.rfc2009 else None
@@ -78,7 +79,7 @@ class Daemon:
         self._is_stopping = False
         self._outside = select.epoll()
         self._wanted: dict[int, Callable[[], None]] = {}
-        terms = {"tracks": tracks, "rfc2009": setup.rfc2009}
+        terms = {"tracks": tracks, "rfc2009": setup.rfc2009, "secure": setup.secure}
         self._workers = Workers(self._domain, instance.listen(), terms, self._reap)
         self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore)
         self._workers.refused = self._merge_pid.refused

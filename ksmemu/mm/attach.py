@@ -70,6 +70,7 @@ class Attachment:
                 directory=self.instance.directory,
                 tracks=bool(reply.get("tracks")),
                 rfc2009=self.rfc2009,
+                secure=bool(reply.get("secure")),
             )
 
     def check_alive(self) -> None:

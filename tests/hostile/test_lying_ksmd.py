@@ -69,7 +69,7 @@ class LyingKsmd(FalseKsmd):
             _, (order, pagemap) = wire.receive_control(control)
             os.close(pagemap)
             answer = {"holder": 1, "pool_bytes": NR_FRAMES * PAGE, "tracks": True, "secure": secure}
-            wire.send_control(control, answer, (self.pool,))
+            wire.send_control(control, answer, (self.pool, self.pool))
             _, (own,) = wire.receive_control(control)
             os.close(own)
             wire.send_control(control, {})

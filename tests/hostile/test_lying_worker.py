@@ -52,8 +52,11 @@ def over_and_over(act):
         thread.join()
 
 
-def own_inodes(state):
-    return {space._own.inode for space in state.spaces}
+def own_inodes(honest):
+    """Return the inodes of its own objects; a page of each is mapped from there, and merged no more."""
+    spans = honest.worker.call(unmerge_one)
+    maps = [m for start, end in spans for m in procmaps.mappings(honest.pid, start, end)]
+    return {mapping.inode for mapping in maps if "s" in mapping.perms}
 
 
 def mapped_inodes(pid):
@@ -61,18 +64,24 @@ def mapped_inodes(pid):
 
 
 def test_ksmd_maps_no_object_of_a_worker_so_none_can_raise_sigbus_there(ksmd, honest):
-    honest.worker.call(unmerge_one)
-    own = honest.worker.call(own_inodes)
+    own = own_inodes(honest)
+    assert len(own) == 2
     assert own <= mapped_inodes(honest.pid), "the control"
     assert not own & mapped_inodes(ksmd.pid)
     assert not [m.path for m in procmaps.mappings(ksmd.pid) if "memfd" in m.path or "/dev/shm" in m.path]
+    honest.worker.call(advise_all)
 
 
 def unmerge_one(state):
-    """Let pages be mapped from the own objects, which they are not while they are merged."""
+    """Let the first page of each space be mapped from its own object; return where the spaces are."""
     for space in state.spaces:
         space.madvise(space.start, PAGE, MADV_UNMERGEABLE)
-        space.madvise(space.start, PAGE, MADV_MERGEABLE)
+    return [(space.start, space.start + space.size) for space in state.spaces]
+
+
+def advise_all(state):
+    for space in state.spaces:
+        space.madvise_all(MADV_MERGEABLE)
 
 
 def test_an_object_that_shrinks_and_grows_under_the_scan_harms_nobody(ksmd, fake):
@@ -94,7 +103,7 @@ def test_an_object_that_shrinks_and_grows_under_the_scan_harms_nobody(ksmd, fake
 
 def test_the_object_of_another_worker_is_no_way_to_its_pages(ksmd, honest, fake):
     """Who may open it anyway registers it as its own, and reports of it what it likes."""
-    inodes = honest.worker.call(own_inodes)
+    inodes = own_inodes(honest)
     number = next(fd for fd in procmaps.descriptors(honest.pid) if inode_of(honest.pid, fd) in inodes)
     own = os.open(f"/proc/{honest.pid}/fd/{number}", os.O_RDONLY)
     space = fake.register(own, honest.nr_pages)
@@ -102,6 +111,7 @@ def test_the_object_of_another_worker_is_no_way_to_its_pages(ksmd, honest, fake)
     ksmd.wait_full_scans(5)
     for kind in (ReportKind.UNADVISED, ReportKind.UNMAPPED, ReportKind.CLOSED):
         fake.report(kind, space, (0, honest.nr_pages, 0))
+    honest.worker.call(advise_all)
     honest.assert_is_served()
     os.close(own)
 
