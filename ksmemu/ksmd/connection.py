@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -12,13 +11,12 @@ import stat
 import struct
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu import _core, wire
-from ksmemu.ksmd import forked, merge, rehome, takeover
+from ksmemu import wire
+from ksmemu.ksmd import forked, handed, merge, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -31,9 +29,6 @@ log = logging.getLogger(__name__)
 
 _SO_PEERPIDFD = 77
 """Source: <asm-generic/socket.h>, Linux 6.5."""
-_TMPFS_MAGIC, _PROC_SUPER_MAGIC = 0x01021994, 0x9FA0
-"""Source: <linux/magic.h>; memfds lie in a tmpfs too. In a file system of the client's own (FUSE) a read need
-never return, and a path can be any."""
 _UCRED = struct.Struct("iII")
 _LIMIT = 1 << 47
 _MAX_NUMBER = (1 << 32) - 1
@@ -114,8 +109,7 @@ def _check_hello(
     if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
         raise WireError("an order socket that is none")
     pid, _ = peer(control)
-    path = Path(f"/proc/self/fd/{fds[1]}").readlink()
-    if path != Path(f"/proc/{pid}/pagemap") or not _is_readable(fds[1], _PROC_SUPER_MAGIC):
+    if not handed.is_pagemap(fds[1], pid):
         raise WireError("a pagemap of another process")
     if "resumes" in body:
         if _number(body, "resumes") < 0:
@@ -133,13 +127,6 @@ def _holder_for(domain: Domain, body: dict[str, object], fds: list[int]) -> tupl
     if not takeover.takes_pool(domain, fds[0], _number(body, "holder")):
         raise OSError(errno.ESTALE, "another pool than that of this ksmd")
     return fds[0], 0
-
-
-def _is_readable(fd: int, file_system: int) -> bool:
-    """Whether a descriptor can be read, and is of a file in this kind of file system."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    is_open = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_PATH
-    return is_open and _core.file_system(fd) == file_system
 
 
 def _peer_pidfd(control: socket.socket, pid: int) -> int:
@@ -212,8 +199,7 @@ def _register(
             raise WireError(f"a space at {start:#x} of {size} bytes")
         if not 0 <= number <= _MAX_NUMBER or worker.slot(number) is not None:
             raise WireError(f"space {number}, which there is already")
-        own = os.fstat(fds[0])
-        if not stat.S_ISREG(own.st_mode) or own.st_size < size or not _is_readable(fds[0], _TMPFS_MAGIC):
+        if not handed.is_object(fds[0], size):
             raise WireError("an own object that is none")
         if not _has_room(domain, fds[0], size):
             text = "the file system of the own object cannot hold all that was promised"

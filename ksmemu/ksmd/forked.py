@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd import holders
+from ksmemu.ksmd import handed, holders
 from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -55,9 +54,9 @@ def divide(domain: Domain, slot: MmSlot, holder: int, spans: npt.NDArray[np.void
     """
     if len(fds) != 2 or len(spans) != 1:
         raise WireError("a fork without its objects")
-    number, own = int(spans[0]["value"]), os.fstat(fds[0])
+    number = int(spans[0]["value"])
     check_ancestor(slot, fds[1], number, holder)
-    if not stat.S_ISREG(own.st_mode) or own.st_size < slot.nr_pages * PAGE_SIZE:
+    if not handed.is_object(fds[0], slot.nr_pages * PAGE_SIZE):
         raise WireError("an own object that is none")
     add_ancestor(domain, slot, fds[1], number).known.add(holder)
     os.close(slot.own)
