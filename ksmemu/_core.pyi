@@ -53,6 +53,7 @@ class Agent:
         label: str,
         tracks: bool,
         rfc2009: bool,
+        secure: bool,
     ) -> Agent:
         """Start the thread. The five descriptors belong to the agent from here on, also on error.
 
@@ -66,6 +67,7 @@ class Agent:
             label: of the security domain, 64 bytes at most.
             tracks: record writes with userfaultfd; otherwise ksmd compares checksums.
             rfc2009: ksmd is of that year.
+            secure: map frames so that the time of a read or write tells nothing of what lies beside.
 
         Raises:
             OSError: EPERM, EINVAL: no userfaultfd with what is needed; EMFILE, ENOMEM.
@@ -222,6 +224,9 @@ def probe_userfaultfd() -> tuple[int, bool]:
 
 def probe_pagemap_scan() -> None:
     """Raise OSError ENOTTY where the kernel has no PAGEMAP_SCAN."""
+
+def file_system(fd: int, /) -> int:
+    """Return what kind of file system a file is in: f_type of statfs(2)."""
 
 def keep_memory() -> None:
     """Let malloc keep what is freed for what comes next: memory from the host costs a fault a page."""

@@ -126,3 +126,29 @@ def start_worker(ksmd):
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def crew_of():
+    """Start workers for any ksmd: crew_of(ksmd), crew_of(ksmd, break_step)."""
+    started = []
+
+    def start(ksmd, break_step=None):
+        started.append(Worker(ksmd.directory, break_step))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.kill()
+        worker.close()
+
+
+@pytest.fixture
+def show(capsys):
+    """Print a line of figures, whatever pytest captures."""
+
+    def show(text):
+        with capsys.disabled():
+            print(f"\n    {text}", end="")  # noqa: T201 - the figures are the point
+
+    return show

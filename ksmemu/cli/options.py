@@ -24,6 +24,8 @@ _SETUP = {
     "rfc2009": "Behave as the patches of May 2009 had it.",
     "events": "Write events from the first scan on.",
     "all_users": "Serve every user; each has a security domain of his own.",
+    "fills_only": "Merge only pages of zeros and of 0xff.",
+    "secure": "Do not let the time of a write tell whether a page is shared.",
 }
 """What a Setup decides."""
 

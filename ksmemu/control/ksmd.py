@@ -205,15 +205,15 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        fuse, rfc2009, events, all_users: as control.setup.Setup has them.
+        fuse, rfc2009, events, all_users, fills_only, secure: as control.setup.Setup has them.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
-        ValueError: an unknown tunable or a value it never has.
+        ValueError: an unknown tunable or a value it never has; what a Setup refuses.
         AlreadyServedError, ForeignInstanceError, KsmError: see Instance.claim().
         KernelLacksError: see features.require(), features.require_fuse().
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the options)
         self,
         directory: str | os.PathLike[str] | None = None,
         *,
@@ -221,12 +221,21 @@ class Ksmd(RunningKsmd):
         rfc2009: bool = False,
         events: bool = False,
         all_users: bool = False,
+        fills_only: bool = False,
+        secure: bool = False,
         **tunables: int,
     ) -> None:
+        setup = Setup(
+            fuse=fuse,
+            rfc2009=rfc2009,
+            events=events,
+            all_users=all_users,
+            fills_only=fills_only,
+            secure=secure,
+        )
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()
         try:
-            setup = Setup(fuse=fuse, rfc2009=rfc2009, events=events, all_users=all_users)
             self._process = launch(instance, tunables, setup, lifeline=in_ksmd)
         except BaseException:
             os.close(self._lifeline)

@@ -28,6 +28,7 @@ class Reason(enum.IntEnum):
     NO_ROOM = 14
     LEFT = 15
     OTHER_DOMAIN = 16
+    NO_FILL = 17
 
     @property
     def words(self) -> str:
@@ -77,6 +78,9 @@ TEXTS: Mapping[Reason, Text] = {
     ),
     Reason.MAPPING_BUDGET: Text(
         "its process is near its limit of mappings", "sysctl vm.max_map_count=262144"
+    ),
+    Reason.NO_FILL: Text(
+        "neither zeros nor 0xff: this ksmd merges nothing else", "start ksmd without --fills-only"
     ),
     Reason.LEFT: Text("merged still, as in 2009, though its advice was withdrawn"),
     Reason.NO_ROOM: Text("the pool has no room for another frame", "more memory, or a larger /dev/shm"),

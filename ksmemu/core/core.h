@@ -120,6 +120,7 @@ struct ksmemu_terms {
 		[65]; /* of the security domain; letters, digits, and what needs no escape in JSON */
 	bool tracks;  /* writes are recorded (6.7); otherwise ksmd compares checksums */
 	bool rfc2009;
+	bool secure;	/* frames are mapped evenly */
 	bool merge_any; /* what prctl(2) would say: changes */
 	bool refuses;
 };
@@ -279,6 +280,14 @@ int ksmemu_map_own(uintptr_t start, size_t size, int prot, int own, off_t offset
 int ksmemu_map_frames(uintptr_t start, size_t size, int prot, int pool, off_t offset);
 int ksmemu_map_zero(uintptr_t start, size_t size, int prot);
 int ksmemu_map_ancestor(uintptr_t start, size_t size, int prot, int object, off_t offset);
+
+/**
+ * ksmemu_map_frames_evenly() - the same as ksmemu_map_frames(), at several times the price
+ *
+ * How long the first read or write of a page takes does not tell with how many others it is in one mapping, and
+ * so not whether its frame follows that of its neighbour, or was there before.
+ */
+int ksmemu_map_frames_evenly(uintptr_t start, size_t size, int prot, int pool, off_t offset);
 
 /** ksmemu_protect() - mprotect(2); 0 or -errno (-ENOMEM, -EACCES) */
 int ksmemu_protect(uintptr_t start, size_t size, int prot);

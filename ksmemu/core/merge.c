@@ -123,8 +123,8 @@ static int remap(const struct ksmemu_agent *agent, uintptr_t start, size_t size,
 {
 	if (frame == KSMEMU_FRAME_ZERO)
 		return ksmemu_map_zero(start, size, prot);
-	return ksmemu_map_frames(start, size, prot, agent->pool,
-				 (off_t)(frame << KSMEMU_PAGE_SHIFT));
+	return (agent->terms.secure ? ksmemu_map_frames_evenly : ksmemu_map_frames)(
+		start, size, prot, agent->pool, (off_t)(frame << KSMEMU_PAGE_SHIFT));
 }
 
 /*

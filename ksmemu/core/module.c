@@ -7,6 +7,7 @@
 #include <malloc.h>
 #include <structmember.h>
 #include <sys/inotify.h>
+#include <sys/vfs.h>
 
 #include "core.h"
 
@@ -136,21 +137,22 @@ struct agent {
 
 static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "control", "order",	 "pool",  "pool_bytes", "held",	   "holder",
-				 "pagemap", "directory", "label", "tracks",	"rfc2009", NULL };
+	static char *names[] = { "control", "order",   "pool",	    "pool_bytes", "held",
+				 "holder",  "pagemap", "directory", "label",	  "tracks",
+				 "rfc2009", "secure",  NULL };
 	struct ksmemu_descriptors fds;
 	struct ksmemu_terms terms = { 0 };
 	unsigned long long holder;
 	Py_ssize_t pool_bytes;
-	int tracks, rfc2009, error;
+	int tracks, rfc2009, secure, error;
 	PyObject *directory;
 	const char *label;
 	struct agent *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&spp", names, &fds.control,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiiniKiO&sppp", names, &fds.control,
 					 &fds.order, &fds.pool, &pool_bytes, &fds.holder.file,
 					 &holder, &fds.pagemap, PyUnicode_FSConverter, &directory,
-					 &label, &tracks, &rfc2009))
+					 &label, &tracks, &rfc2009, &secure))
 		return NULL;
 	self = (struct agent *)type->tp_alloc(type, 0);
 	if (!self) {
@@ -162,6 +164,7 @@ static PyObject *agent_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	fds.holder.name = holder;
 	terms.tracks = tracks;
 	terms.rfc2009 = rfc2009;
+	terms.secure = secure;
 	NOGIL(error = ksmemu_agent_create(&fds, (size_t)pool_bytes, &terms, &self->agent));
 	Py_DECREF(directory);
 	if (error) {
@@ -593,7 +596,7 @@ static PyObject *py_protect(PyObject *self, PyObject *args)
 	return done_or_fail(error, "mprotect");
 }
 
-/* ---- probes, malloc and inotify -------------------------------------------------------------------- */
+/* ---- probes, files, malloc and inotify ------------------------------------------------------------- */
 
 static PyObject *py_probe_userfaultfd(PyObject *self, PyObject *unused)
 {
@@ -614,6 +617,19 @@ static PyObject *py_probe_pagemap_scan(PyObject *self, PyObject *unused)
 	(void)self;
 	(void)unused;
 	return done_or_fail(ksmemu_probe_pagemap_scan(), "PAGEMAP_SCAN");
+}
+
+static PyObject *py_file_system(PyObject *self, PyObject *arg)
+{
+	int fd = (int)PyLong_AsLong(arg);
+	struct statfs found;
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	if (fstatfs(fd, &found) < 0)
+		return fail(-errno, "fstatfs");
+	return PyLong_FromLong(found.f_type);
 }
 
 static PyObject *py_keep_memory(PyObject *self, PyObject *unused)
@@ -669,6 +685,7 @@ static PyMethodDef functions[] = {
 	{ "protect", py_protect, METH_VARARGS, NULL },
 	{ "probe_userfaultfd", py_probe_userfaultfd, METH_NOARGS, NULL },
 	{ "probe_pagemap_scan", py_probe_pagemap_scan, METH_NOARGS, NULL },
+	{ "file_system", py_file_system, METH_O, NULL },
 	{ "keep_memory", py_keep_memory, METH_NOARGS, NULL },
 	{ "return_memory", py_return_memory, METH_NOARGS, NULL },
 	{ "inotify_init", py_inotify_init, METH_NOARGS, NULL },

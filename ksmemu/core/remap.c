@@ -1,6 +1,6 @@
 /*
  * The only mmap(MAP_FIXED) in the tree. An mmap(MAP_FIXED) is our set_pte: it replaces what an address
- * shows, atomically for every other thread.
+ * shows, atomically for every other thread. So does an mremap(MREMAP_FIXED), with a mapping made elsewhere.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -62,6 +62,28 @@ int ksmemu_map_ancestor(uintptr_t start, size_t size, int prot, int object, off_
 {
 	/* SAFE: the same bytes of the same object, in one step; a write is in it before, or private after. */
 	return map_fixed(start, size, prot, MAP_PRIVATE, object, offset);
+}
+
+int ksmemu_map_frames_evenly(uintptr_t start, size_t size, int prot, int pool, off_t offset)
+{
+	/* Made apart, since a copy is dropped: at its place somebody's write could be in it. */
+	void *made = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, pool, offset);
+	int error = 0;
+
+	if (made == MAP_FAILED)
+		return -errno;
+	/* The first copy in a mapping costs more (its anon_vma); and reading one page maps its neighbours. */
+	if (madvise(made, KSMEMU_PAGE_SIZE, MADV_POPULATE_WRITE) < 0 ||
+	    madvise(made, KSMEMU_PAGE_SIZE, MADV_DONTNEED) < 0 ||
+	    madvise(made, size, MADV_POPULATE_READ) < 0 || mprotect(made, size, prot) < 0)
+		error = -errno;
+	/* SAFE: FROZEN and verified equal to the frames, so no byte and no writer can be lost. */
+	if (!error &&
+	    mremap(made, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)start) == MAP_FAILED)
+		error = -errno;
+	if (error)
+		munmap(made, size);
+	return error;
 }
 
 int ksmemu_map_zero(uintptr_t start, size_t size, int prot)

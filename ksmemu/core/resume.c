@@ -158,11 +158,11 @@ static int say_hello(struct ksmemu_agent *agent, int control, int order, bool wi
 		nr_spaces++;
 	(void)snprintf(text, sizeof(text),
 		       "{\"hello\": %u, \"resumes\": %zu, \"holder\": %" PRIu64
-		       ", \"domain\": \"%s\", \"tracks\": %s, \"rfc2009\": %s, \"merge_any\": %s, "
-		       "\"refuses\": %s, \"forked\": %s}",
+		       ", \"domain\": \"%s\", \"tracks\": %s, \"rfc2009\": %s, \"secure\": %s, "
+		       "\"merge_any\": %s, \"refuses\": %s, \"forked\": %s}",
 		       KSMEMU_WIRE_VERSION, nr_spaces, agent->holder.name, terms->label,
-		       word(terms->tracks), word(terms->rfc2009), word(terms->merge_any),
-		       word(terms->refuses), word(agent->control < 0));
+		       word(terms->tracks), word(terms->rfc2009), word(terms->secure),
+		       word(terms->merge_any), word(terms->refuses), word(agent->control < 0));
 	return ask(agent, control, text, fds, with_pool ? 3 : 2, ret);
 }
 

@@ -17,6 +17,7 @@ from ksmemu import _core
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.ranges import Pages
 from ksmemu.ksmd.table import Fingerprints
+from ksmemu.units import PAGE_SIZE
 
 _PAGES_A_THREAD = 2048
 """Fewer than this are not worth a second thread."""
@@ -63,14 +64,14 @@ class Checksum:
 
     Attributes:
         seed: of this domain and secret, so that nobody can prepare a collision.
-        zero: fingerprint of a page of zeros.
+        zero, ones: fingerprints of a page of zeros, and of one of 0xff.
     """
 
     def __init__(self, threads: Executor) -> None:
         self.seed = int.from_bytes(os.urandom(8), "little")
         self._nr_threads = _nr_threads()
         self._threads = threads
-        self.zero = self._of_zeros()
+        self.zero, self.ones = self._of_fill(b"\x00"), self._of_fill(b"\xff")
 
     def pages(self, slot: MmSlot, pages: Pages) -> Fingerprints:
         """Return the fingerprint of each page, as its own object holds it now, or what it inherited.
@@ -110,14 +111,14 @@ class Checksum:
             _core.checksum_pages(file, pages[index].astype(np.uint64), self.seed, part)
             found[index] = part
 
-    def _of_zeros(self) -> int:
-        hole = os.memfd_create("zeros", os.MFD_CLOEXEC)
+    def _of_fill(self, byte: bytes) -> int:
+        page = os.memfd_create("fill", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(hole, 4096)
+            os.write(page, byte * PAGE_SIZE)
             found = np.empty(1, dtype=np.uint64)
-            _core.checksum_pages(hole, np.zeros(1, dtype=np.uint64), self.seed, found)
+            _core.checksum_pages(page, np.zeros(1, dtype=np.uint64), self.seed, found)
         finally:
-            os.close(hole)
+            os.close(page)
         return int(found[0])
 
 

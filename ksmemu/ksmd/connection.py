@@ -11,7 +11,6 @@ import stat
 import struct
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from ksmemu import wire
 from ksmemu.domain_key import Key, is_label, stands_for_many
-from ksmemu.ksmd import forked, merge, own, rehome, takeover
+from ksmemu.ksmd import forked, handed, merge, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -89,21 +88,25 @@ def join(
         held, given = _holder_for(domains, domain, body, fds[2:])
         if given:
             undo.callback(os.close, held)
+        failed = undo.enter_context(contextlib.ExitStack())
+        pidfd = _peer_pidfd(control, pid)
+        failed.callback(os.close, pidfd)
+        order = failed.enter_context(socket.socket(fileno=os.dup(fds[0])))
+        pagemap = os.dup(fds[1])
+        failed.callback(os.close, pagemap)
         worker = Worker(
             pid,
             key,
-            pidfd=_peer_pidfd(control, pid),
+            pidfd=pidfd,
             control=control,
-            order=socket.socket(fileno=os.dup(fds[0])),
-            pagemap=os.dup(fds[1]),
+            order=order,
+            pagemap=pagemap,
             holder=given or _number(body, "holder"),
             nr_unheard=_number(body, "resumes") if "resumes" in body else 0,
             is_forked=body.get("forked") is True,
             merge_any=body.get("merge_any") is True,
             refuses=body.get("refuses") is True,
         )
-        failed = undo.enter_context(contextlib.ExitStack())
-        failed.callback(worker.close)
         worker.count_mappings()
         reply: dict[str, object] = {"holder": worker.holder, "pool_bytes": domain.pool.nr_bytes, **terms}
         wire.send_control(control, reply, (domain.pool.read_only(), held) if given else ())
@@ -127,7 +130,7 @@ def _check_hello(
     label = body.get("domain", "")
     if not isinstance(label, str) or not is_label(label):
         raise WireError("a domain that is none")
-    if Path(f"/proc/self/fd/{fds[1]}").readlink() != Path(f"/proc/{pid}/pagemap"):
+    if not handed.is_pagemap(fds[1], pid):
         raise WireError("a pagemap of another process")
     if "resumes" in body:
         if _number(body, "resumes") < 0:
@@ -229,7 +232,7 @@ def _register(
             raise WireError(f"a space at {start:#x} of {size} bytes")
         if not 0 <= number <= _MAX_NUMBER or worker.slot(number) is not None:
             raise WireError(f"space {number}, which there is already")
-        own.check(domain, fds[0], size)
+        handed.check_object(domain, fds[0], size)
         if everywhere is None:
             _refuse_space(worker, errno.EMFILE, SHARE_USED)
         elif not _has_room(everywhere, fds[0], size):

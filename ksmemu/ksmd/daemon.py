@@ -63,7 +63,7 @@ class Daemon:
 
     def __init__(self, instance: Instance, *, setup: Setup, tracks: bool) -> None:
         new_tracker = _writes if tracks else _checksums
-        self._domains = Domains(instance.tracing / "trace", new_tracker, rfc2009=setup.rfc2009)
+        self._domains = Domains(instance.tracing / "trace", new_tracker, setup)
         self._rfc2009 = setup.rfc2009
         self._files = RFC_2009 if setup.rfc2009 else LINUX
         self._tuning = Tuning(self._domains, lambda: self._control)
@@ -78,7 +78,7 @@ class Daemon:
         self._is_stopping = False
         self._outside = select.epoll()
         self._wanted: dict[int, Callable[[], None]] = {}
-        terms = {"tracks": tracks, "rfc2009": setup.rfc2009}
+        terms = {"tracks": tracks, "rfc2009": setup.rfc2009, "secure": setup.secure}
         self._workers = Workers(self._domains, instance.listen(all_users=setup.all_users), terms, self._reap)
         self._merge_pid = MergePid(self._workers.listen_to, self._workers.ignore, all_users=setup.all_users)
         self._workers.refused = self._merge_pid.refused

@@ -23,7 +23,7 @@ from ksmemu.ksmd.ranges import Pages, counted
 from ksmemu.ksmd.rmap import HAS_ITEM, HOLDS_FRAME, NO_FRAME, SHOWS_FRAME, VOLATILE, Obstacle, State
 from ksmemu.ksmd.runs import Runs, orders
 from ksmemu.ksmd.stable import Stable
-from ksmemu.ksmd.table import Fingerprints
+from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.ksmd.unstable import Unstable
 from ksmemu.ksmd.worker import Order, Worker
 from ksmemu.units import PAGE_SIZE
@@ -79,6 +79,10 @@ class Rules:
     """Of all pools together, at most; 0: no limit (max_kernel_pages of 2009)."""
     forgets_unadvised: bool = False
     """Merged pages that are not advised any more are LEFT (the rules of 2009)."""
+    fills_only: bool = False
+    """Nothing but zeros and 0xff finds a partner (Setup.fills_only)."""
+    is_secure: bool = False
+    """What finds no partner gets a frame too (Setup.secure)."""
     is_unmerging: bool = False
     """run=2: a merge whose outcome comes late is undone."""
 
@@ -156,7 +160,19 @@ class Domain:
 
     def is_zero(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
         """Return of each fingerprint whether it is that of a page of zeros, on whatever node."""
-        unmarked = fingerprints ^ np.uint64(self.checksum.zero)
+        return self._is_of(self.checksum.zero, fingerprints)
+
+    def is_fill(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
+        """Return of each fingerprint whether it is that of a page of zeros or of 0xff, on whatever node."""
+        return self._is_of(self.checksum.zero, fingerprints) | self._is_of(self.checksum.ones, fingerprints)
+
+    def fill_tags(self) -> npt.NDArray[np.uint32]:
+        """Return the checksums with which those pages may stand in the books."""
+        fills = np.array([[self.checksum.zero], [self.checksum.ones]], dtype=np.uint64)
+        return low_half(fills if self.rules.merge_across_nodes else fills ^ _MARKS).ravel()
+
+    def _is_of(self, content: int, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
+        unmarked = fingerprints ^ np.uint64(content)
         return unmarked == 0 if self.rules.merge_across_nodes else np.isin(unmarked, _MARKS)
 
     def is_in_pool(self, frames: Frames) -> npt.NDArray[np.bool_]:
@@ -192,8 +208,18 @@ class Domain:
         self.count_chains()
 
     def count_chains(self) -> None:
-        """Bring the figures of chains and dups up to date."""
+        """Bring the figures of chains and dups up to date, and of pages that are alone on a frame."""
         self.nr_chains, self.nr_dups = self.stable.chains()
+        if self.rules.is_secure:
+            for slot in self.slots.values():
+                slot.nr_alone = len(self.alone(slot))
+
+    def alone(self, slot: MmSlot) -> Pages:
+        """Return the pages of a space that are merged with nobody: each has a frame that no other shows."""
+        tracked = slot.rmap.tracked(0, slot.nr_pages)
+        merged = tracked[slot.rmap.state[tracked] == State.MERGED]
+        alone: Pages = merged[self.pool.refs[slot.rmap.tag[merged]] == 1]
+        return alone
 
     def move(self, where: Places, state: State) -> None:
         """Take pages of any spaces to a state."""
@@ -280,9 +306,10 @@ class Domain:
     def counters(self) -> Mapping[str, int]:
         """Return every counter but full_scans, which is of all domains."""
         counts = _total(self.slots.values())
-        shared = self.pool.nr_used - (self._nr_left() if counts[State.LEFT] else 0)
-        sharing = max(counts[State.MERGED] + counts[State.REHOMING] - shared, 0)
-        unshared = counts[State.UNSTABLE]
+        alone = self.pool.nr_single if self.rules.is_secure else 0
+        shared = self.pool.nr_used - alone - (self._nr_left() if counts[State.LEFT] else 0)
+        sharing = max(counts[State.MERGED] + counts[State.REHOMING] - alone - shared, 0)
+        unshared = counts[State.UNSTABLE] + alone
         volatile = sum(counts[state] for state in VOLATILE)
         zero = counts[State.ZERO]
         items = shared + sharing + unshared + volatile
@@ -339,11 +366,11 @@ def _total(slots: Iterable[MmSlot]) -> list[int]:
 
 def _figures(worker: Worker) -> Process:
     counts = _total(worker.slots)
-    merging = counts[State.MERGED] + counts[State.REHOMING]
+    merged = counts[State.MERGED] + counts[State.REHOMING]
     return Process(
-        rmap_items=merging + sum(counts[State.WRITTEN : State.MERGED]),
+        rmap_items=merged + sum(counts[State.WRITTEN : State.MERGED]),
         zero_pages=counts[State.ZERO],
-        merging_pages=merging,
+        merging_pages=max(merged - sum(slot.nr_alone for slot in worker.slots), 0),
         merge_any=worker.merge_any,
         mergeable=any(len(slot.advised) for slot in worker.slots),
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.procfs import Process
+from ksmemu.control.setup import Setup
 from ksmemu.control.tunables import U32_MAX
 from ksmemu.domain_key import Key
 from ksmemu.ksmd.checksum import new_threads
@@ -47,7 +48,7 @@ class Domains:
     Args:
         trace: where events go, when they are on.
         new_tracker: makes the tracker of a domain.
-        rfc2009: scan by the rules of that time.
+        setup: how to work.
 
     Attributes:
         rules: of all domains.
@@ -55,15 +56,14 @@ class Domains:
         full_scans: full scans completed, since run was 2.
     """
 
-    def __init__(self, trace: Path, new_tracker: Callable[[Domain], Tracker], *, rfc2009: bool) -> None:
-        # In 2009 there was no limit of sharing, and every page was scanned every time.
-        self.rules = Rules()
-        if rfc2009:
+    def __init__(self, trace: Path, new_tracker: Callable[[Domain], Tracker], setup: Setup) -> None:
+        self.rules = Rules(fills_only=setup.fills_only, is_secure=setup.secure)
+        if setup.rfc2009:  # there was no limit of sharing, and every page was scanned every time
             self.rules = Rules(max_page_sharing=U32_MAX, smart_scan=False, forgets_unadvised=True)
         self.trace = Trace(trace)
         self.full_scans = 0
         self._new_tracker = new_tracker
-        self._rfc2009 = rfc2009
+        self._rfc2009 = setup.rfc2009
         self._threads = new_threads()
         self._turns: dict[Key, _Turn] = {}
         self._serials = itertools.count(1)

@@ -17,8 +17,9 @@ from ksmemu.intervals import IntervalMap
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import Places, by_slot, pages_of, places
+from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages, union
-from ksmemu.ksmd.rmap import Obstacle, State
+from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
 from ksmemu.ksmd.table import Fingerprints
 
 Reasons = npt.NDArray[np.uint8]
@@ -93,20 +94,22 @@ class _Stretches:
 
 
 def partners(domain: Domain, others: Iterable[Domain]) -> Partners:
-    """Look for equal pages of all that wait as unique: one look serves every space.
+    """Look for equal pages of all that are unique: one look serves every space.
 
     Args:
         others: where an equal page is worth a word. Each has a seed of its own, so pages are read again.
     """
-    entries, where = domain.unstable.everyone()
+    entries, where, own = _unique(domain)
     where, first = np.unique(where, return_index=True)
-    fingerprints = entries[first]
+    fingerprints, own = entries[first], own[first]
     reasons = np.full(len(where), Reason.UNIQUE, dtype=np.uint8)
     for other in others:
         reasons[_are_in(other, domain, where)] = Reason.OTHER_DOMAIN
     if not domain.rules.merge_across_nodes:
         reasons[_are_on_other_nodes(domain, fingerprints, where)] = Reason.OTHER_NODE
-    index, _, sharers = domain.stable.dups(fingerprints)
+    index, frames, sharers = domain.stable.dups(fingerprints)
+    is_other = frames != own[index]
+    index, sharers = index[is_other], sharers[is_other]
     reasons[index] = Reason.SHARING_LIMIT
     reasons[index[sharers < domain.rules.max_page_sharing]] = Reason.LOOKED_AT
     has_some = reasons != Reason.UNIQUE
@@ -124,6 +127,18 @@ def _are_in(other: Domain, domain: Domain, where: Places) -> npt.NDArray[np.bool
         found[index[other.stable.dups(prints)[0]]] = True
         found[index[other.unstable.waiting(prints)[0]]] = True
     return found
+
+
+def _unique(domain: Domain) -> tuple[Fingerprints, Places, Frames]:
+    """Return content, place and frame of what waits (it has none), and of what is alone on a frame."""
+    entries, where = domain.unstable.everyone()
+    frames = np.full(len(where), NO_FRAME, dtype=np.int64)
+    if not domain.rules.is_secure:
+        return entries, where, frames
+    alone = [(slot, domain.alone(slot)) for slot in domain.slots.values()]
+    where = np.concatenate([where, *(places(slot.id, pages) for slot, pages in alone)])
+    frames = np.concatenate([frames, *(slot.rmap.tag[pages].astype(np.int64) for slot, pages in alone)])
+    return np.concatenate([entries, domain.pool.fingerprint[frames[len(entries) :]]]), where, frames
 
 
 def _are_on_other_nodes(domain: Domain, fingerprints: Fingerprints, where: Places) -> npt.NDArray[np.bool_]:
@@ -174,13 +189,19 @@ def _known(domain: Domain, slot: MmSlot, apart: Partners, behind: _Stretches, he
     pages = union(tracked, unseen[behind.at(unseen) == Reason.NO_DATA])
     states, obstacles = rmap.state[pages], rmap.obstacle[pages]
     reasons = _BY_STATE[states]
+    if domain.rules.fills_only:
+        waits = (states == State.UNSTABLE) | (states == State.SKIPPED)
+        reasons[waits & ~np.isin(rmap.tag[pages], domain.fill_tags())] = Reason.NO_FILL
     is_kept = obstacles != Obstacle.NONE
     reasons[is_kept] = _BY_OBSTACLE[obstacles[is_kept]]
-    waiting, why = apart.of(slot)
-    reasons[np.searchsorted(pages, waiting)] = why
     sharers = np.zeros(len(pages), dtype=np.int64)
     merged = np.isin(states, [State.MERGED, State.LEFT])
     sharers[merged] = domain.pool.refs[rmap.tag[pages[merged]]]
+    if domain.rules.is_secure:
+        reasons[sharers == 1] = Reason.UNIQUE
+        sharers[sharers == 1] = 0
+    waiting, why = apart.of(slot)
+    reasons[np.searchsorted(pages, waiting)] = why
     return _Known(pages, reasons, sharers)
 
 

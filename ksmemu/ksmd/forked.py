@@ -8,7 +8,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu.ksmd import holders, own, takeover
+from ksmemu.ksmd import handed, holders, takeover
 from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
@@ -22,7 +22,7 @@ _MAX_NUMBER = 255
 
 def check_ancestor(domain: Domain, slot: MmSlot, file: int, number: int, holder: int) -> None:
     """Raise WireError unless a descriptor could be of an own object, can write, and is so called."""
-    own.check(domain, file, slot.nr_pages * PAGE_SIZE)
+    handed.check_object(domain, file, slot.nr_pages * PAGE_SIZE)
     if (
         fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR
         or not 0 < number <= _MAX_NUMBER
@@ -53,7 +53,7 @@ def divide(domain: Domain, slot: MmSlot, holder: int, spans: npt.NDArray[np.void
         raise WireError("a fork without its objects")
     number = int(spans[0]["value"])
     check_ancestor(domain, slot, fds[1], number, holder)
-    own.check(domain, fds[0], slot.nr_pages * PAGE_SIZE)
+    handed.check_object(domain, fds[0], slot.nr_pages * PAGE_SIZE)
     add_ancestor(domain, slot, fds[1], number).known.add(holder)
     os.close(slot.own)
     slot.own = fds[0]

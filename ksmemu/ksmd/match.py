@@ -87,7 +87,9 @@ class Candidates(NamedTuple):
     gaps: Gaps = NO_GAPS
 
 
-def match(candidates: Candidates, stable: Stable, unstable: Unstable, limit: int) -> Claims:
+def match(
+    candidates: Candidates, stable: Stable, unstable: Unstable, limit: int, *, alone_too: bool = False
+) -> Claims:
     """Match candidates, and pages that wait, with merged pages and with each other.
 
     Whoever comes first in the scan is served first, as in the kernel.
@@ -96,6 +98,7 @@ def match(candidates: Candidates, stable: Stable, unstable: Unstable, limit: int
         candidates: pages that are quiet, and have no entry in a table.
         stable, unstable: the tables.
         limit: max_page_sharing.
+        alone_too: who finds no partner gets a frame of its own, and nobody waits.
     """
     where, fingerprints, gaps = candidates
     order = sorting(fingerprints)
@@ -111,7 +114,7 @@ def match(candidates: Candidates, stable: Stable, unstable: Unstable, limit: int
         known, where, fingerprints, is_new = where[placed], where[left], fingerprints[left], is_new[left]
     else:
         known = where[:0]
-    alone, number = _with_each_other(fingerprints, limit)
+    alone, number = _with_each_other(fingerprints, limit, least=1 if alone_too else 2)
     waiting = alone & is_new
     members, led = where[~alone], fingerprints[~alone]
     first, number = _by_leader(members, number)
@@ -220,10 +223,12 @@ def _find_room(where: Places, fingerprints: Fingerprints, room: Index, gaps: Gap
     return finds
 
 
-def _with_each_other(fingerprints: Fingerprints, limit: int) -> tuple[npt.NDArray[np.bool_], Index]:
-    """Group equal pages, sorted, into new frames of at most `limit` pages each.
+def _with_each_other(
+    fingerprints: Fingerprints, limit: int, least: int
+) -> tuple[npt.NDArray[np.bool_], Index]:
+    """Group equal pages, sorted, into new frames of `least` to `limit` pages each.
 
-    As in the kernel a page needs a partner: the last one of n pages stays alone if n % limit == 1.
+    In the kernel a page needs a partner, least is 2: the last one of n pages stays alone if n % limit == 1.
 
     Returns:
         (alone, number): which stay alone, and of each other page the number of its frame.
@@ -232,8 +237,8 @@ def _with_each_other(fingerprints: Fingerprints, limit: int) -> tuple[npt.NDArra
     rank, sizes = _ranks(group)
     full = sizes // limit
     rest = sizes - full * limit
-    alone = (rest[group] == 1) & (rank == sizes[group] - 1)
-    nr_dups = full + (rest > 1)
+    alone = (rest[group] < least) & (rank >= (full * limit)[group])
+    nr_dups = full + (rest >= least)
     number = (np.cumsum(nr_dups) - nr_dups)[group] + rank // limit
     return alone, number[~alone]
 

@@ -20,6 +20,7 @@ from ksmemu.ksmd.place import Places, by_slot, pages_of, places
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages, distinct
 from ksmemu.ksmd.rmap import NO_FRAME, Obstacle, State
+from ksmemu.ksmd.table import Fingerprints
 from ksmemu.ksmd.worker import Order, Worker
 
 _PORTION = 8192
@@ -38,6 +39,13 @@ def merge(domain: Domain, candidates: Candidates) -> None:
         zero = domain.is_zero(fingerprints)
         _order(domain, where[zero], np.full(int(zero.sum()), NO_FRAME, dtype=np.int64))
         where, fingerprints = where[~zero], fingerprints[~zero]
+    if domain.rules.fills_only:
+        fill = domain.is_fill(fingerprints)
+        domain.move(where[~fill], State.UNSTABLE)  # in no table: nobody is to find them
+        where, fingerprints = where[fill], fingerprints[fill]
+    if domain.rules.is_secure:
+        _share_all(domain, where, fingerprints)
+        return
     left = Candidates(where, fingerprints, gaps)
     claims = match(left, domain.stable, domain.unstable, domain.rules.max_page_sharing)
     domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
@@ -46,8 +54,19 @@ def merge(domain: Domain, candidates: Candidates) -> None:
         _share(domain, portion)
 
 
+def _share_all(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:
+    """Give every page a frame, with others if it has equals: none is to see by what happens whether it has.
+
+    So all are ordered together as they lie in memory, not those first whose frames there are. No gap keeps a
+    page from a free place: that is for whoever waits, and nobody does.
+    """
+    all_ = Candidates(where, fingerprints)
+    claims = match(all_, domain.stable, domain.unstable, domain.rules.max_page_sharing, alone_too=True)
+    _share(domain, claims)
+
+
 def _share(domain: Domain, claims: Claims) -> None:
-    """Give pages that are equal to each other new frames, and order them there."""
+    """Give pages that are equal to each other new frames; order them there, and the known ones to theirs."""
     frames, filled, has_room = _new_frames(domain, claims)
     members, number = claims.members, claims.number
     if not filled.all():
@@ -56,7 +75,8 @@ def _share(domain: Domain, claims: Claims) -> None:
         domain.give_up(members[~has_room[number]], Obstacle.NO_ROOM)
         members, number = members[is_good], number[is_good]
     domain.pool.fingerprint[frames[filled]] = claims.fingerprints[filled]
-    _order(domain, members, frames[number])
+    everyone = np.concatenate([claims.known, members])
+    _order(domain, everyone, np.concatenate([claims.frames, frames[number]]))
     is_used = domain.pool.refs[frames] > 0
     domain.stable.add(claims.fingerprints[filled & is_used], frames[filled & is_used])
     domain.pool.discard(distinct(frames[~is_used]))
@@ -115,7 +135,7 @@ def _order(domain: Domain, where: Places, frames: Frames) -> None:
 def _order_slot(domain: Domain, slot: MmSlot, pages: Pages, frames: Frames) -> None:
     worker = domain.owner[slot.id]
     laid = runs.lay_out(pages, _on_the_wire(domain, pages, frames))
-    chosen = _within_budget(worker, laid)
+    chosen = _within_budget(domain, worker, laid)
     if not chosen.all():
         kept = np.repeat(chosen, laid["nr_pages"])
         domain.stats.over_budget_so_far += int((~kept).sum())
@@ -141,12 +161,16 @@ def _on_the_wire(domain: Domain, pages: Pages, frames: Frames) -> npt.NDArray[np
     return domain.on_the_wire(pages, frames)
 
 
-def _within_budget(worker: Worker, laid: runs.Runs) -> npt.NDArray[np.bool_]:
-    """Choose the runs that the worker's mapping budget allows: a run may cost two mappings."""
+def _within_budget(domain: Domain, worker: Worker, laid: runs.Runs) -> npt.NDArray[np.bool_]:
+    """Choose the runs that the worker's mapping budget allows: a run may cost two mappings.
+
+    Short runs, where partners are, do not come last in secure mode.
+    """
     limit = runs.mapping_limit()
     if worker.is_count_old() or worker.mappings + 2 * len(laid) > limit:
         worker.count_mappings()
-    return runs.longest(laid, (limit - worker.mappings) // 2)
+    allowed = (limit - worker.mappings) // 2
+    return np.arange(len(laid)) < allowed if domain.rules.is_secure else runs.longest(laid, allowed)
 
 
 def outcome(domain: Domain, order: Order, errors: npt.NDArray[np.int32]) -> None:
@@ -195,7 +219,7 @@ def _undo_lonely(domain: Domain, frames: Frames) -> None:
         return
     lonely = ended[pool.refs[ended] == 1]
     pool.is_fresh[ended] = False
-    if not len(lonely):
+    if not len(lonely) or domain.rules.is_secure:
         return
     for slot in domain.slots.values():
         pages = slot.rmap.tracked(0, slot.rmap.nr_pages)

@@ -56,6 +56,8 @@ class MmSlot:
     _nr_shown: Counter[int] = field(default_factory=Counter)
     """Pages that show each ancestor."""
     _heritage_chunks: Pages = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    nr_alone: int = 0
+    """Pages that are alone on a frame (Setup.secure), as of the last full scan."""
     former: list[Pages] = field(default_factory=list)
     """Pages that were forgotten since the scan came by; it knows them again if they are back by then."""
 

@@ -47,6 +47,7 @@ class Pool:
         pending: those of orders under way.
         fingerprint: of what the frame holds.
         is_fresh: allocated, and never had two pages yet.
+        nr_used, nr_single: frames that pages name, and those of them that a single page names.
         was_given: a worker has a descriptor of it: no other pool can take its place.
         known: names of the holders that have said what they map.
         nr_orphans: frames that nobody names who is known, while there are others.
@@ -68,7 +69,7 @@ class Pool:
         self.nr_orphans = 0
         self._left: list[tuple[Places, Frames]] = []
         self.max_used = self.nr_frames
-        self.nr_used = 0
+        self.nr_used = self.nr_single = 0
         self.nr_refs = 0
         self._high = 0  # no frame from here on was ever used
         self.ladders = Ladders(self)
@@ -193,10 +194,17 @@ class Pool:
     def acquire(self, frames: Frames) -> None:
         """Take a reference for each entry; an entry is a page of an order that is about to be sent."""
         which, counts = counted(frames)
-        self.nr_used += int((self.refs[which] == 0).sum())
-        self.nr_refs += len(frames)
-        self.refs[which] += counts.astype(np.uint32)
+        self._change_refs(which, counts)
         self.pending[which] += counts.astype(np.uint32)
+
+    def _change_refs(self, which: Frames, by: npt.NDArray[np.int64]) -> None:
+        """Add to the references of frames, each named once, and to what is counted of them."""
+        before = self.refs[which]
+        after = (before + by).astype(np.uint32)
+        self.refs[which] = after
+        self.nr_refs += int(by.sum())
+        self.nr_used += int(np.count_nonzero(after)) - int(np.count_nonzero(before))
+        self.nr_single += int(np.count_nonzero(after == 1)) - int(np.count_nonzero(before == 1))
 
     def settle(self, frames: Frames) -> None:
         """The order of these entries has ended, one way or the other."""
@@ -207,10 +215,8 @@ class Pool:
         """Give back the reference that the page at each place holds; frames without one are punched."""
         self._left.append((where, frames))
         which, counts = counted(frames[frames != NO_FRAME])
-        self.nr_refs -= int(counts.sum())
-        self.refs[which] -= counts.astype(np.uint32)
+        self._change_refs(which, -counts)
         gone = which[self.refs[which] == 0]
-        self.nr_used -= len(gone)
         self.ladders.drop(gone)
         self._free(gone)
 

@@ -57,9 +57,10 @@ def _may_return(domain: Domain, slot: MmSlot, frames: Frames) -> npt.NDArray[np.
     """Return of pages of a slot which would merge with these frames today, if they were equal to them.
 
     Not so the zero page: the kernel has forgotten who showed it. Nor a frame of zeros when they are to
-    show the zero page, nor what mbind may have put on another node.
+    show the zero page, nor what mbind may have put on another node. Nor anything in secure mode: amid its
+    neighbours it would be a mapping of its own (ksmemu_map_frames_evenly()), and no budget is asked here.
     """
-    if not domain.rules.merge_across_nodes and len(slot.nodes):
+    if domain.rules.is_secure or (not domain.rules.merge_across_nodes and len(slot.nodes)):
         return np.zeros(len(frames), dtype=np.bool_)
     may_return: npt.NDArray[np.bool_] = frames != NO_FRAME
     if domain.rules.use_zero_pages:

@@ -90,6 +90,7 @@ class Attachment:
                 label=self._where.label,
                 tracks=bool(reply.get("tracks")),
                 rfc2009=self.rfc2009,
+                secure=bool(reply.get("secure")),
             )
 
     def check_alive(self) -> None:

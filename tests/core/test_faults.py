@@ -354,7 +354,7 @@ def join(_, chosen, *, may_fail=False):
         "pagemap": os.open("/proc/self/pagemap", os.O_RDONLY),
     }
     others = {"pool_bytes": PAGE, "holder": 1, "directory": "/nowhere", "label": ""}
-    others |= {"tracks": True, "rfc2009": False}
+    others |= {"tracks": True, "rfc2009": False, "secure": False}
     start = _core.reserve(PAGE)
     with faults.fault(*chosen) as calls, contextlib.ExitStack() as joined:
         try:

@@ -96,6 +96,19 @@ def test_each_domain_goes_on_with_its_own_pool(start_ksmd, next_ksmd, crew_of):
         assert_intact(there, contents)
 
 
+def test_in_secure_mode_what_is_alone_keeps_its_frame_too(start_ksmd, next_ksmd, crew_of):
+    ksmd = start_ksmd(secure=True, **FAST)
+    members = merged(crew_of, ksmd)
+    for number, member in enumerate(members):
+        member.call(crew.put, 0, range(1000 * number + 500, 1000 * number + 511))
+    books.wait_at_rest(ksmd)
+    before, alone = books.check(ksmd, members, secure=True), ksmd.read("pages_unshared")
+    assert alone == 22
+    ksmd = next_ksmd(ksmd, secure=True, run=0)
+    wait_until(lambda: ksmd.read("pages_unshared") == alone, what="the takeover")
+    assert books.check(ksmd, members, secure=True).frames == before.frames
+
+
 def test_new_pages_merge_with_frames_of_the_ksmd_before(start_ksmd, next_ksmd, crew_of):
     ksmd = start_ksmd(**FAST)
     members = merged(crew_of, ksmd)

@@ -82,13 +82,13 @@ class History:
                     assert member.call(crew.differing, page, [number]) == []
 
 
-def books_are_right(ksmd, history, nr_turns=19, nr_rounds=3):
+def books_are_right(ksmd, history, nr_turns=19, nr_rounds=3, *, secure=False):
     for _ in range(nr_rounds):
         for _ in range(nr_turns):
             history.turn()
         books.wait_at_rest(ksmd)
-        found = books.check(ksmd, history.members)
-        books.check_tracked(ksmd, history.members, found)
+        found = books.check(ksmd, history.members, secure=secure)
+        books.check_tracked(ksmd, history.members, found, secure=secure)
         history.check_domains()
         history.check_contents()
     everything_is_zero_without_workers(ksmd, history.members)
@@ -121,6 +121,12 @@ def test_the_books_are_right_after_any_history(ksmd, crew_of, seed):
 def test_the_books_are_right_with_short_chains(start_ksmd, crew_of, seed):
     ksmd = start_ksmd(max_page_sharing=3, **FAST)
     books_are_right(ksmd, History(seed, crew_of, ksmd))
+
+
+@pytest.mark.parametrize("limit", [3, 256])
+def test_the_books_are_right_in_secure_mode(start_ksmd, crew_of, seed, limit):
+    ksmd = start_ksmd(secure=True, max_page_sharing=limit, **FAST)
+    books_are_right(ksmd, History(seed, crew_of, ksmd), nr_rounds=1, secure=True)
 
 
 def test_it_would_be_noticed_if_releases_were_not_counted(start_ksmd, crew_of, seed):

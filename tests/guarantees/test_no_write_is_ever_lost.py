@@ -44,6 +44,15 @@ def test_writes_survive_while_pages_merge_under_them(fast_ksmd, seed, show):
     assert stats["pages_renewed"] > 0
 
 
+def test_writes_survive_in_secure_mode(start_ksmd, seed, show):
+    """Where frames are not mapped in their place, but moved there."""
+    ksmd = start_ksmd(secure=True, **race.FULL_SPEED)
+    results = race.hold(ksmd, 4.0, seed)
+    stats = ksmd.stats()
+    show(figures(seed, results, stats))
+    assert min(stats["merges"], stats["verify_refusals"], stats["pages_rehomed"]) > 0
+
+
 def test_writes_survive_renewals_and_nothing_else(seed, show):
     with Worker() as worker:
         results = worker.call(race.run_renewing, seed, 5.0)

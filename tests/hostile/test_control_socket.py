@@ -1,18 +1,22 @@
 """Garbage on the control socket of ksmd: that client is refused, ksmd goes on and keeps nothing of it."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import resource
 import signal
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from ksmemu import wire
+from ksmemu import features, wire
 from tests.support import procmaps
 from tests.support.fakes import PAGE, FakeWorker, connect, is_refused, one_page_object
+from tests.support.processes import Worker
 from tests.support.waiting import wait_until
 
 NR_CLIENTS = 17
@@ -112,15 +116,34 @@ DESCRIPTORS = {
 
 @pytest.mark.parametrize("makers", DESCRIPTORS.values(), ids=DESCRIPTORS)
 def test_a_hello_with_wrong_descriptors_is_refused(ksmd, makers):
-    _say_hello_with(ksmd, [make() for make in makers])
+    _say_hello_with(ksmd.directory, [make() for make in makers])
 
 
 def test_the_pagemap_of_another_process_is_refused(ksmd, honest):
-    _say_hello_with(ksmd, [_socket(), _pagemap(honest.pid)])
+    _say_hello_with(ksmd.directory, [_socket(), _pagemap(honest.pid)])
 
 
-def _say_hello_with(ksmd, fds):
-    with connect(ksmd.directory) as control:
+def test_a_file_that_looks_like_the_pagemap_by_its_path_is_refused(ksmd):
+    """In a file system of the client's own, which need never answer; from outside it has no other path."""
+    with Worker(prefix=features.private_mounts()) as liar:
+        liar.call(_pass_a_false_pagemap, ksmd.directory)
+
+
+def _pass_a_false_pagemap(state, directory):
+    libc = ctypes.CDLL(None, use_errno=True)
+    with tempfile.TemporaryDirectory() as place:
+        assert libc.mount(b"none", place.encode(), b"tmpfs", 0, None) == 0
+        false = Path(place, "proc", str(os.getpid()), "pagemap")
+        false.parent.mkdir(parents=True)
+        false.write_bytes(bytes(PAGE))
+        pagemap = os.open(false, os.O_RDONLY)
+        assert libc.umount2(place.encode(), 2) == 0  # MNT_DETACH
+    assert Path(f"/proc/self/fd/{pagemap}").readlink() == Path(f"/proc/{os.getpid()}/pagemap")
+    _say_hello_with(directory, [_socket(), pagemap])
+
+
+def _say_hello_with(directory, fds):
+    with connect(directory) as control:
         wire.send_control(control, {"hello": wire.VERSION}, tuple(fds))
         assert is_refused(control)
     for fd in fds:
@@ -168,7 +191,18 @@ def _register_wrong_spaces(state, directory, bodies):
 
 def _register_wrong_objects(state, directory):
     pipe, _ = os.pipe()
-    for fds in ((), (pipe,), (pipe, pipe), (os.open("/", os.O_RDONLY),)):
+    again = f"/proc/self/fd/{one_page_object()}"
+    opened = [
+        os.open(path, flags)
+        for path, flags in (
+            ("/", os.O_RDONLY),
+            ("/dev/zero", os.O_RDONLY),
+            (__file__, os.O_RDONLY),  # a file system that may not answer
+            (again, os.O_WRONLY),
+            (again, os.O_PATH),
+        )
+    ]
+    for fds in ((), (pipe,), (pipe, pipe), *((fd,) for fd in opened)):
         with FakeWorker(directory) as fake:
             wire.send_control(fake.control, ONE_PAGE, fds)
             assert is_refused(fake.control), fds

@@ -11,30 +11,9 @@ import pytest
 import ksmemu
 from ksmemu import MADV_MERGEABLE, wire
 from tests.support import procmaps
-from tests.support.fakes import PAGE
+from tests.support.fakes import PAGE, FalseKsmd
 
 NR_PAGES = 23
-SECONDS = 20.0
-
-
-class FalseKsmd:
-    """Listens where a ksmd would, and answers what a test wants."""
-
-    def __init__(self, directory):
-        directory.mkdir(mode=0o700)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.settimeout(SECONDS)
-        with contextlib.chdir(directory):
-            self._listener.bind("ksmd.sock")
-        self._listener.listen()
-
-    def accept(self):
-        control, _ = self._listener.accept()
-        control.settimeout(SECONDS)
-        return control
-
-    def close(self):
-        self._listener.close()
 
 
 def _receive(control):

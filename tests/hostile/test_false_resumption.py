@@ -28,7 +28,8 @@ def resuming(directory, pool=None, **said):
     """Say such a hello; yield the control connection and ksmd's answer, or None if it hangs up."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
-    hello = {"hello": wire.VERSION, "resumes": 1, "holder": 1, "tracks": True, "rfc2009": False, **said}
+    hello = {"hello": wire.VERSION, "resumes": 1, "holder": 1}
+    hello |= {"tracks": True, "rfc2009": False, "secure": False} | said
     fds = (theirs.fileno(), pagemap, *([] if pool is None else [pool]))
     with connect(directory) as control, ours, theirs:
         wire.send_control(control, hello, fds)
@@ -48,6 +49,7 @@ WRONG = [
     {"holder": None},
     {"tracks": False},
     {"rfc2009": True},
+    {"secure": True},
     {"hello": wire.VERSION - 1},
 ]
 

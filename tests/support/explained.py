@@ -8,7 +8,13 @@ from ksmemu.control.reasons import Reason
 from ksmemu.instance import Instance
 from tests.support.procmaps import PAGE
 
-UNSHARED = (Reason.UNIQUE, Reason.SHARING_LIMIT, Reason.OTHER_NODE, Reason.OTHER_DOMAIN)
+UNSHARED = (
+    Reason.UNIQUE,
+    Reason.SHARING_LIMIT,
+    Reason.OTHER_NODE,
+    Reason.OTHER_DOMAIN,
+    Reason.NO_FILL,
+)
 VOLATILE = (
     Reason.VOLATILE,
     Reason.LOOKED_AT,

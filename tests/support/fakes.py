@@ -104,6 +104,26 @@ class FakeWorker:
         self.close()
 
 
+class FalseKsmd:
+    """Listens where a ksmd would, and answers what a test wants."""
+
+    def __init__(self, directory):
+        directory.mkdir(mode=0o700)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.settimeout(_SECONDS)
+        with contextlib.chdir(directory):
+            self._listener.bind("ksmd.sock")
+        self._listener.listen()
+
+    def accept(self):
+        control, _ = self._listener.accept()
+        control.settimeout(_SECONDS)
+        return control
+
+    def close(self):
+        self._listener.close()
+
+
 class Honest:
     """A worker process that uses ksmemu as intended: what a ksmd must go on serving."""
 

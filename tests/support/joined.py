@@ -23,7 +23,7 @@ class Joined:
     Attributes: own, pagemap: duplicates of the agent's. pool: writable. order: ksmd's end of the socket.
     """
 
-    def __init__(self, nr_pages, nr_frames, tracks):
+    def __init__(self, nr_pages, nr_frames, tracks, secure):
         self.nr_pages, self.nr_frames = nr_pages, nr_frames
         self.own = os.memfd_create("own")
         os.truncate(self.own, nr_pages * PAGE)
@@ -46,6 +46,7 @@ class Joined:
             label="",
             tracks=tracks,
             rfc2009=False,
+            secure=secure,
         )
         self.agent.add_space(SPACE, self.start, nr_pages * PAGE, 0, os.dup(self.own))
         self.epoch = 0
@@ -166,9 +167,9 @@ class Joined:
 
 
 @contextlib.contextmanager
-def joined(nr_pages=23, nr_frames=61, *, tracks=True, advised=True):
+def joined(nr_pages=23, nr_frames=61, *, tracks=True, secure=False, advised=True):
     """Yield an agent with one space; `advised`: all of it mapped and mergeable, all hole."""
-    agent = Joined(nr_pages, nr_frames, tracks)
+    agent = Joined(nr_pages, nr_frames, tracks, secure)
     try:
         if advised:
             agent.map()

@@ -109,19 +109,19 @@ def explain_merged_pages_as_unique():
 def put_all_in_one_domain():
     """Whoever a worker is, and whatever label it names, it is in the domain of uid 0."""
     from ksmemu.domain_key import Key
-    from ksmemu.ksmd import connection, own
+    from ksmemu.ksmd import connection, handed
 
     connection.Key = lambda *_: Key(0)
-    own.check = lambda *_: None
+    handed.check_object = lambda *_: None
 
 
 def tell_and_take_everything():
     """Everybody is told of all domains, files have the usual modes, and any object is somebody's own."""
-    from ksmemu.ksmd import own, question
+    from ksmemu.ksmd import handed, question
     from ksmemu.ksmd.domains import Domains
 
     os.umask = lambda _: 0
-    own.check = lambda *_: None
+    handed.check_object = lambda *_: None
     Domains.seen_by = lambda domains, _uid: list(domains)
     question._others = lambda domains, domain: (other for other in domains if other is not domain)
 

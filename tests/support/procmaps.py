@@ -9,7 +9,7 @@ from pathlib import Path
 _PF_EXITING = 4
 """Source: <linux/sched.h>."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
-_PRESENT, _SWAPPED, _FILE = 1 << 63, 1 << 62, 1 << 61
+_PRESENT, _SWAPPED, _FILE, _PFN = 1 << 63, 1 << 62, 1 << 61, (1 << 55) - 1
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,29 @@ def mergeable(pid, start=0, end=1 << 64):
 def private_pages(pid, start, end):
     """Return the addresses of pages that are private copies (present or swapped, not of a file)."""
     found = []
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
-        pagemap.seek(start // PAGE * 8)
-        entries = pagemap.read((end - start) // PAGE * 8)
-    for index, (entry,) in enumerate(struct.iter_unpack("=Q", entries)):
+    for index, entry in enumerate(_pagemap(pid, start, end)):
         if entry & (_PRESENT | _SWAPPED) and not entry & _FILE:
             found.append(start + index * PAGE)
     return found
+
+
+def nr_present(pid, start, end):
+    """Return how many pages are in the page table."""
+    return sum(bool(entry & _PRESENT) for entry in _pagemap(pid, start, end))
+
+
+def physical_pages(pid, start, end):
+    """Return which physical page each page is; all are present. Only root may know."""
+    entries = _pagemap(pid, start, end)
+    assert all(entry & _PRESENT for entry in entries)
+    return [entry & _PFN for entry in entries]
+
+
+def _pagemap(pid, start, end):
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(start // PAGE * 8)
+        entries = pagemap.read((end - start) // PAGE * 8)
+    return [entry for (entry,) in struct.iter_unpack("=Q", entries)]
 
 
 @dataclass

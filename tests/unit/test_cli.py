@@ -95,6 +95,12 @@ def test_a_directory_of_another_user_is_status_1(ksmemu, foreign):
         assert_one_line(ran.stderr, str(foreign.directory))
 
 
+def test_modes_that_exclude_each_other_are_a_usage_error(ksmemu):
+    ended = ksmemu("start", "--secure", "--fills-only")
+    assert ended.returncode == 2
+    assert "not together: fills_only and secure" in ended.stderr
+
+
 def test_start_with_events_has_them_from_the_first_scan_on(ksmemu, instance):
     assert ksmemu("start", "--events").returncode == 0
     try:

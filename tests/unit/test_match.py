@@ -27,8 +27,8 @@ SLOT = 3
 class Books:
     """One space whose pages arrive with a fingerprint; every claim comes true."""
 
-    def __init__(self, limit):
-        self.limit = limit
+    def __init__(self, limit, alone_too):
+        self.limit, self.alone_too = limit, alone_too
         self.slot = MmSlot(SLOT, 0, NR_PAGES, os.memfd_create("own"), -1)
         self.pool = Pool()
         self.stable = Stable(self.pool)
@@ -48,7 +48,8 @@ class Books:
         self.slot.rmap.track(pages, State.SETTLED)
         where, column = places(SLOT, pages), np.array(prints, dtype=np.uint64)
         waiting = {page for page in self.prints if self._is(page, State.UNSTABLE)}
-        claims = match(Candidates(where, column), self.stable, self.unstable, self.limit)
+        candidates = Candidates(where, column)
+        claims = match(candidates, self.stable, self.unstable, self.limit, alone_too=self.alone_too)
         self._check(claims, set(pages.tolist()), waiting)
         self._obey(claims)
         return claims
@@ -77,7 +78,7 @@ class Books:
         numbers = [member_of[leader] for leader in claims.leaders.tolist()]
         assert numbers == list(range(len(numbers)))
         sizes = Counter(member_of.values())
-        assert all(2 <= size <= self.limit for size in sizes.values())
+        assert all(2 - self.alone_too <= size <= self.limit for size in sizes.values())
 
     def _obey(self, claims):
         self.unstable.add(claims.waiting_fingerprints, claims.waiting)
@@ -96,8 +97,8 @@ class Books:
 
 
 @contextlib.contextmanager
-def books(limit):
-    held = Books(limit)
+def books(limit, *, alone_too=False):
+    held = Books(limit, alone_too)
     try:
         yield held
     finally:
@@ -143,6 +144,19 @@ def test_portions_name_every_member_once_and_divide_no_number(limit, prints, nr_
         assert len(portion.members) < nr_members + np.count_nonzero(last)
         for where, number in zip(portion.members.tolist(), portion.number.tolist(), strict=True):
             assert portion.fingerprints[number] == held.prints[int(pages_of(np.uint64(where)))]
+
+
+@few
+@given(st.integers(2, 7), st.lists(st.lists(st.integers(1, 7), max_size=29), min_size=1, max_size=5))
+def test_where_the_lone_get_frames_too_nobody_waits_and_frames_are_filled_as_ever(limit, batches):
+    with books(limit, alone_too=True) as held:
+        for batch in batches:
+            claims = held.arrive(batch)
+            assert len(claims.waiting) == 0
+            assert len(claims.known) + len(claims.members) == len(batch)
+        for content, nr in Counter(held.prints.values()).items():
+            nr_frames = -(-nr // limit)
+            assert held.of_content(content) == (nr_frames, nr - nr_frames)
 
 
 @quick

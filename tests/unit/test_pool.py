@@ -71,6 +71,7 @@ def test_references_are_those_of_a_recount(steps):
                 refs.subtract(entries.tolist())
             assert {f: int(pool.refs[f]) for f in range(47) if pool.refs[f]} == +refs
             assert (pool.nr_used, pool.nr_refs) == (len(+refs), refs.total())
+            assert pool.nr_single == list(refs.values()).count(1)
         assert not pool.pending[:47].any()
 
 
