@@ -44,8 +44,8 @@ def test_only_one_file_replaces_mappings():
     assert files_with(r"\bM(RE)?MAP_FIXED") == {"remap.c"}
 
 
-def test_only_two_files_talk_to_the_kernels_memory_management():
-    assert files_with(r"\bioctl\(") == {"uffd.c", "harvest.c"}
+def test_only_three_files_talk_to_the_kernels_memory_management():
+    assert files_with(r"\bioctl\(") == {"uffd.c", "harvest.c", "mappings.c"}
 
 
 def test_only_the_glue_knows_python():

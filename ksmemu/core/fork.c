@@ -186,10 +186,13 @@ static void tell_of_fork(struct ksmemu_agent *agent, const struct ksmemu_space *
 	};
 
 	/* Without a ksmd the next one is told. One that cannot be told all is to hear nothing more. */
-	if (atomic_load(&agent->is_alive) &&
-	    (ksmemu_send(agent->order, &said, sizeof(said), fds, 2) ||
-	     ksmemu_tell_mapped(agent, space, KSMEMU_INHERITED)))
+	if (!atomic_load(&agent->is_alive))
+		return;
+	if (ksmemu_send(agent->order, &said, sizeof(said), fds, 2) ||
+	    ksmemu_tell_mapped(agent, space, KSMEMU_INHERITED))
 		shutdown(agent->order, SHUT_RDWR);
+	else
+		ksmemu_report(agent, space, KSMEMU_RESUMED, 0);
 }
 
 /* Make an empty own object, and a descriptor by which ksmd can read it. */

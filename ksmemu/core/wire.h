@@ -44,7 +44,8 @@ enum ksmemu_report_kind {
 	KSMEMU_BOUND = 8,	/* on the NUMA node `value` from now on */
 	KSMEMU_MAPPED =
 		9, /* to a new ksmd: merged already, with the frame `value` and those after it */
-	KSMEMU_RESUMED = 10, /* to a new ksmd: it has heard all of this space */
+	KSMEMU_RESUMED =
+		10, /* to a new ksmd, and after FORKED: that is all that this space shows */
 	KSMEMU_FORKED =
 		11, /* the own object is the ancestor `value` now, whose holder `id` names; beside
 				   it, two descriptors: the new own object, read-only, and the holder's */

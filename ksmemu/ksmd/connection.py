@@ -194,9 +194,7 @@ def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: 
             raise WireError("an ancestor of nothing")
         forked.check_ancestor(domain, slot, fds[0], number, holder)
         undo.pop_all()
-    ancestor = forked.add_ancestor(domain, slot, fds[0], number)
-    ancestor.unheard.add(holder)
-    slot.unheard.append((ancestor, holder))
+    slot.await_all_of(forked.add_ancestor(domain, slot, fds[0], number), holder)
 
 
 def _number(body: dict[str, object], name: str) -> int:
@@ -340,16 +338,17 @@ def _outcome(
 def _resume(
     domain: Domain, worker: Worker, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[np.void]
 ) -> None:
-    if not worker.nr_unheard:
+    if not worker.nr_unheard and (kind is ReportKind.MAPPED or not slot.unheard):
         raise WireError("a worker that resumes again")
     if kind is ReportKind.MAPPED:
         takeover.mapped(domain, slot, spans)
         return
     slot.hear()
-    worker.nr_unheard -= 1
-    if not worker.nr_unheard:
-        domain.pool.known.add(worker.holder)
-        takeover.drop_orphans(domain)
+    if worker.nr_unheard:
+        worker.nr_unheard -= 1
+        if not worker.nr_unheard:
+            domain.pool.known.add(worker.holder)
+    takeover.drop_orphans(domain)
 
 
 def _change(domain: Domain, slot: MmSlot, kind: ReportKind, spans: npt.NDArray[np.void]) -> None:

@@ -54,7 +54,7 @@ def divide(domain: Domain, slot: MmSlot, holder: int, spans: npt.NDArray[np.void
     number = int(spans[0]["value"])
     check_ancestor(domain, slot, fds[1], number, holder)
     handed.check_object(domain, fds[0], slot.nr_pages * PAGE_SIZE)
-    add_ancestor(domain, slot, fds[1], number).known.add(holder)
+    slot.await_all_of(add_ancestor(domain, slot, fds[1], number), holder)
     os.close(slot.own)
     slot.own = fds[0]
 

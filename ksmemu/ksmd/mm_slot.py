@@ -168,8 +168,13 @@ class MmSlot:
             for home in np.unique(homes).tolist()
         ]
 
+    def await_all_of(self, ancestor: Ancestor, holder: int) -> None:
+        """The process, by this name, is about to say what the space shows of an ancestor."""
+        ancestor.unheard.add(holder)
+        self.unheard.append((ancestor, holder))
+
     def hear(self) -> None:
-        """The process has said all that the space shows of ancestors."""
+        """It has said all of it."""
         for ancestor, holder in self.unheard:
             ancestor.unheard.discard(holder)
             ancestor.known.add(holder)
