@@ -204,7 +204,7 @@ def test_no_byte_is_copied(ksmd, family):
     assert sum(_objects(*pids).values()) < 1.1 * big * PAGE
     assert ksmd.read("pages_rehomed") == 0
     child.call(crew.put_byte, 0, big, 0, 1)
-    wait_until(lambda: ksmd.read("pages_rehomed") >= big, what="the way home")
+    wait_until(lambda: ksmd.read("pages_rehomed") > 0.9 * big, what="the way home")
     ksmd.wait_full_scans(3)
     assert 1.9 * big * PAGE < sum(_objects(*pids).values()) < 2.1 * big * PAGE
 
