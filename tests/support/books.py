@@ -56,7 +56,6 @@ def check_spaces(ksmd, spaces, *, secure=False):
     """The same for advised spaces, each (pid, start, end)."""
     found = procmaps.recount(spaces)
     shared, sharing = ksmd.read("pages_shared"), ksmd.read("pages_sharing")
-    assert ksmd.read("unmerge_bytes") == (found.merged + found.zero) * PAGE, "the worst case"
     if secure:  # a frame of one page is not counted as shared, its page as unique
         alone = ksmd.read("pages_unshared")
         single = sum(1 for pages in found.frames.values() if pages == 1)
@@ -65,6 +64,7 @@ def check_spaces(ksmd, spaces, *, secure=False):
         shared += alone
     with_frames = found.zero - ksmd.read("ksm_zero_pages")
     assert shared + sharing == found.merged + with_frames, "pages that refer to frames"
+    assert ksmd.read("unmerge_bytes") == (found.merged + found.zero) * PAGE, "the worst case"
     # Pages of zeros have frames in the books and none in the pool: they show the kernel's zero page.
     # Many equal neighbours show rungs of a ladder, which the books do not count as frames.
     in_pool = ksmd.read("pool_bytes") // PAGE
