@@ -89,7 +89,8 @@ def books_are_right(ksmd, history, nr_turns=19, nr_rounds=3, *, secure=False):
         books.wait_at_rest(ksmd)
         found = books.check(ksmd, history.members, secure=secure)
         books.check_tracked(ksmd, history.members, found, secure=secure)
-        history.check_domains()
+        if not secure:  # the sum says it there
+            history.check_domains()
         history.check_contents()
     everything_is_zero_without_workers(ksmd, history.members)
 

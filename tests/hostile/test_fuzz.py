@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from ksmemu import wire
 from ksmemu.wire import ReportKind
-from tests.support import fuzz
 from tests.support.fakes import PAGE, FakeWorker, connect
 
 NR_PAGES = 31
@@ -57,22 +56,6 @@ def _drop_answers(control):
             message, fds, _, _ = socket.recv_fds(control, wire.CONTROL_MAX_BYTES, wire.CONTROL_MAX_FDS)
             for fd in fds:
                 os.close(fd)
-
-
-@pytest.mark.parametrize("is_secure", [False, True])
-def test_whatever_a_client_says_its_death_leaves_nothing_in_the_books(is_secure):
-    """The same in this process, with scans and outcomes in between; atheris goes on from here (make fuzz)."""
-    target = fuzz.Target()
-    target.domain.is_secure = is_secure
-
-    @settings(BOUNDED, max_examples=97)
-    @given(said=st.binary(min_size=23, max_size=307))
-    def live(said):
-        target(said)
-
-    live()
-    assert target.nr_outcomes > 0
-    target.close()
 
 
 def test_ksmd_survives_any_control_message(ksmd, honest, pagemap):
