@@ -28,7 +28,7 @@ tests/*) ;;
 	for step in attach checksum exec fuse guard merge merge_pid mprotect rehome renew run two_trackers; do
 		set -- "$@" "tests/flow/test_$step.py"
 	done
-	set -- "$@" tests/guarantees tests/core tests/hostile/test_fork.py \
+	set -- "$@" tests/guarantees tests/core \
 		tests/hostile/test_instances.py tests/hostile/test_sudden_death.py tests/hostile/test_no_room.py \
 		tests/hostile/test_frozen_worker.py \
 		--ignore=tests/guarantees/test_metadata_is_small.py \

@@ -283,7 +283,7 @@ _ACTIONS = {
     Soak.unmerge: 1,
     Soak.kill_worker: 4,
     Soak.let_worker_leave: 2,
-    Soak.kill_ksmd: 0.5,
+    Soak.kill_ksmd: 1.5,
 }
 """What the driver does, and how often."""
 

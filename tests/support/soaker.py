@@ -294,7 +294,7 @@ _ACTIONS = {
     Hand.advise: 4,
     Hand.protect: 1,
     Hand.bind: 1,
-    Hand.fork: 0.1,
+    Hand.fork: 0.3,
 }
 """What a thread does to its pages, and how often."""
 
