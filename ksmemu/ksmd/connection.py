@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ksmemu import wire
 from ksmemu.domain_key import Key, is_label, stands_for_many
 from ksmemu.ksmd import forked, handed, merge, rehome, takeover
+from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import MAX_PAGES
@@ -83,7 +84,9 @@ def join(
             undo.callback(os.close, fd)
         pid, key = _check_hello(control, body, fds, terms)
         domain = domains.of(key)
-        if "resumes" in body and any(worker.pid == pid for worker in domain.workers):
+        if "resumes" in body and any(
+            worker.is_same_process(pid) and not worker.has_parted() for worker in domains.workers()
+        ):
             raise WireError("a worker that resumes, and is one of ours still")
         held, given = _holder_for(domains, domain, body, fds[2:])
         if given:
@@ -111,9 +114,20 @@ def join(
         reply: dict[str, object] = {"holder": worker.holder, "pool_bytes": domain.pool.nr_bytes, **terms}
         wire.send_control(control, reply, (domain.pool.read_only(), held) if given else ())
         failed.pop_all()
-    if not worker.nr_unheard:
-        domain.pool.known.add(worker.holder)
     return worker
+
+
+def enter(domain: Domain, worker: Worker) -> None:
+    """Count a worker that has joined among those of its domain."""
+    domain.workers.append(worker)
+    if not worker.nr_unheard:
+        _know(domain, worker)
+
+
+def _know(domain: Domain, worker: Worker) -> None:
+    """A worker has said all that it maps."""
+    worker.hear_all()
+    domain.pool.known.add(worker.holder)
 
 
 def _check_hello(
@@ -347,7 +361,7 @@ def _resume(
     if worker.nr_unheard:
         worker.nr_unheard -= 1
         if not worker.nr_unheard:
-            domain.pool.known.add(worker.holder)
+            _know(domain, worker)
     takeover.drop_orphans(domain)
 
 
@@ -387,6 +401,21 @@ def remove(domain: Domain, slot: MmSlot) -> None:
     slot.close()
 
 
+def part(domain: Domain, worker: Worker) -> list[tuple[Ancestor, int]]:
+    """Forget a worker that lives: it is a stranger now, so nothing that it shows is freed.
+
+    Returns:
+        The ancestors that it shows, and its names there, until it is dead or has said what it shows.
+    """
+    domain.pool.known.discard(worker.holder)
+    strange = [*worker.strange]
+    worker.strange.clear()
+    for slot in worker.slots:
+        strange += slot.become_strange()
+    reap(domain, worker)
+    return strange
+
+
 def reap(domain: Domain, worker: Worker) -> None:
     """A worker is dead: its mappings are gone, so every frame it held loses a reference, now."""
     for slot in list(worker.slots):
@@ -395,6 +424,7 @@ def reap(domain: Domain, worker: Worker) -> None:
     for order in worker.orders.values():
         merge.abandon(domain, order)
     worker.orders.clear()
+    worker.hear_all()
     domain.workers.remove(worker)
     domain.pool.known.discard(worker.holder)
     worker.close()

@@ -52,7 +52,9 @@ class MmSlot:
     ancestors: dict[int, Ancestor] = field(default_factory=dict)
     """What was its own object before a fork, by the number that the agent gave."""
     unheard: list[tuple[Ancestor, int]] = field(default_factory=list)
-    """Holders of ancestors, by name, that have yet to say what they show, as the process resumes."""
+    """Ancestors, and what the process is called there, which has yet to say what it shows of them."""
+    heard: list[tuple[Ancestor, int]] = field(default_factory=list)
+    """The same of those of which it has."""
     _nr_shown: Counter[int] = field(default_factory=Counter)
     """Pages that show each ancestor."""
     _heritage_chunks: Pages = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -126,7 +128,9 @@ class MmSlot:
         if number in self.ancestors:
             pages = self.heritage(0, self.nr_pages)
             self._leave(number, pages[self.home[pages] == number])
-            self.ancestors.pop(number).nr_slots -= 1
+            ancestor = self.ancestors.pop(number)
+            ancestor.nr_slots -= 1
+            self.heard = [said for said in self.heard if said[0] is not ancestor]
 
     def _leave(self, number: int, pages: Pages) -> None:
         self.ancestors[number].release(pages)
@@ -178,7 +182,18 @@ class MmSlot:
         for ancestor, holder in self.unheard:
             ancestor.unheard.discard(holder)
             ancestor.known.add(holder)
+        self.heard += self.unheard
         self.unheard.clear()
+
+    def become_strange(self) -> list[tuple[Ancestor, int]]:
+        """It has parted with us, and shows them still: forget what it has said; return what it is to say."""
+        strange = self.heard + self.unheard
+        for ancestor, holder in strange:
+            ancestor.known.discard(holder)
+            ancestor.unheard.add(holder)
+        self.heard.clear()
+        self.unheard.clear()
+        return strange
 
     def close(self) -> None:
         """Close the own object, and leave the ancestors."""

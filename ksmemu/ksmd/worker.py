@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ksmemu import wire
 from ksmemu.domain_key import Key
+from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.pool import Frames
 from ksmemu.ksmd.ranges import Pages
@@ -58,6 +59,8 @@ class Worker:
     """What its descriptor of the pool is called."""
     nr_unheard: int = 0
     """Spaces of which it has yet to say what they show, as it was another ksmd's before."""
+    strange: list[tuple[Ancestor, int]] = field(default_factory=list)
+    """Ancestors that it showed when it was lost, and its names there; it has yet to say what of them."""
     is_forked: bool = False
     """It has its spaces from its parent."""
     slots: list[MmSlot] = field(default_factory=list)
@@ -76,6 +79,12 @@ class Worker:
     counted_at: float = 0.0
     count_seconds: float = 0.0
     """When they were counted, and how long that took."""
+
+    def hear_all(self) -> None:
+        """It has said all that it shows, or is dead."""
+        for ancestor, holder in self.strange:
+            ancestor.unheard.discard(holder)
+        self.strange.clear()
 
     def slot(self, number: int) -> MmSlot | None:
         """Return the space that the worker calls so."""
@@ -109,11 +118,23 @@ class Worker:
         since = max(next(iter(self.orders.values())).sent_at, self.heard_at)
         return time.monotonic() - since > STALLED_SECONDS and not self.has_reported()
 
+    def has_parted(self) -> bool:
+        """Whether it was cut off, or has hung up, which may not have been heard yet."""
+        poll = select.poll()
+        poll.register(self.order, 0)
+        return self.is_lost or bool(poll.poll(0))
+
     def has_reported(self) -> bool:
         """Whether there is a report that was not read yet."""
         poll = select.poll()
         poll.register(self.order, select.POLLIN)
         return bool(poll.poll(0))
+
+    def is_same_process(self, pid: int) -> bool:
+        """Whether a living process with this pid is the worker: after its end another may be called so."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return pid == self.pid and not poll.poll(0)
 
     def is_count_old(self) -> bool:
         """Whether to count again; the worker maps and unmaps as it likes. At most a twentieth of the time."""

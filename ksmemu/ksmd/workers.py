@@ -215,12 +215,21 @@ class Workers:
 
     def _welcome(self, control: socket.socket, body: dict[str, object], fds: list[int]) -> None:
         worker = connection.join(self._domains, control, body, fds, self._terms)
+        if "resumes" in body:
+            self._part_with_former(worker)
         if worker.refuses:
             self.refused(worker.pid)
-        self._domains[worker.key].workers.append(worker)
+        connection.enter(self._domains[worker.key], worker)
         self.listen_to(worker.pidfd, functools.partial(self._lose, worker))
         self.listen_to(control.fileno(), functools.partial(self._answer, worker))
         self.listen_to(worker.order.fileno(), functools.partial(self._report, worker))
+
+    def _part_with_former(self, worker: Worker) -> None:
+        """What the books have of a worker that was lost, and is back, counts again once it has said so."""
+        for former in list(self._domains.workers()):
+            if former.is_same_process(worker.pid):
+                self._ignore_all(former)
+                worker.strange += connection.part(self._domains[former.key], former)
 
     def _answer(self, worker: Worker) -> None:
         domain = self._domains[worker.key]
@@ -269,9 +278,12 @@ class Workers:
         worker.is_lost = True
 
     def _lose(self, worker: Worker) -> None:
+        self._ignore_all(worker)
+        self._died(worker)
+
+    def _ignore_all(self, worker: Worker) -> None:
         for fd in (worker.pidfd, worker.order.fileno(), worker.control.fileno()):
             self.ignore(fd)
-        self._died(worker)
 
 
 def _spare() -> int:

@@ -117,7 +117,17 @@ def frames_digest(state, frames):
 def fill_unique(state, first, nr, seed):
     """Fill pages, each unlike the others; the same seed makes the same pages."""
     view = state.space.ndarray((nr, PAGE // 8), np.uint64, state.start + first * PAGE)
-    view[:] = np.random.default_rng(seed).integers(1 << 63, size=view.shape, dtype=np.uint64)
+    view[:] = _unique(nr, seed)
+
+
+def is_unique(state, first, nr, seed):
+    """Return whether they hold what fill_unique() left."""
+    view = state.space.ndarray((nr, PAGE // 8), np.uint64, state.start + first * PAGE)
+    return bool((view == _unique(nr, seed)).all())
+
+
+def _unique(nr, seed):
+    return np.random.default_rng(seed).integers(1 << 63, size=(nr, PAGE // 8), dtype=np.uint64)
 
 
 def fill_with(state, first, nr, value):

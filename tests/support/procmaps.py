@@ -1,5 +1,6 @@
 """The oracle: what the kernel says of a process, read without the code under test."""
 
+import contextlib
 import os
 import struct
 from collections import Counter
@@ -160,6 +161,15 @@ def descriptors(pid):
             found[int(entry.name)] = os.fspath(entry.readlink())
         except FileNotFoundError:
             continue
+    return found
+
+
+def inodes(pid):
+    """Return the inode of everything that a process has open."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found.add(entry.stat().st_ino)
     return found
 
 
