@@ -74,7 +74,8 @@ def _spread(values: Sequence[float]) -> Spread:
 def heading(pair: Sequence[str]) -> str:
     """Return the line above the table of two engines."""
     first, second = pair
-    return _line("", first, second, f"{first}/{second}"[-_RATIO_WIDTH + 1 :])
+    ratio = f"{first}/{second}"
+    return _line("", first, second, ratio if len(ratio) < _RATIO_WIDTH else "ratio")
 
 
 def block(title: str, figures: Mapping[str, Figure], pair: Sequence[str]) -> Iterator[str]:
