@@ -11,6 +11,7 @@ import click
 from ksmemu.cli.bench import bench
 from ksmemu.cli.check import check
 from ksmemu.cli.demo import demo
+from ksmemu.cli.estimate import estimate
 from ksmemu.cli.exec import exec_
 from ksmemu.cli.explain import explain
 from ksmemu.cli.set import set_
@@ -31,7 +32,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, explain, set_, exec_, check, demo, bench):
+for verb in (start, stop, status, explain, set_, exec_, check, demo, bench, estimate):
     commands.add_command(verb)
 
 
