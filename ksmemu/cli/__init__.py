@@ -14,6 +14,7 @@ from ksmemu.cli.demo import demo
 from ksmemu.cli.estimate import estimate
 from ksmemu.cli.exec import exec_
 from ksmemu.cli.explain import explain
+from ksmemu.cli.metrics import metrics
 from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
@@ -32,7 +33,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, explain, set_, exec_, check, demo, bench, estimate):
+for verb in (start, stop, status, explain, set_, exec_, check, demo, bench, estimate, metrics):
     commands.add_command(verb)
 
 
