@@ -4,6 +4,7 @@
 #   make test   lint, types, C warnings, all tests
 #   make coverage   what of the C core its tests reach
 #   make soak   MINUTES=n: everything that happens to processes, at random, and every byte checked
+#   make docs   the site, and the man pages, in build/docs
 #   make kills  1,000 workers and 200 ksmd killed while they merge
 #   make leaks  every operation 10,000 times (CALLS=n): more than an hour
 
@@ -27,7 +28,7 @@ SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
-.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types docs c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -81,7 +82,7 @@ leaks: venv
 	KSMEMU_CALLS=$(CALLS) $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
 
 lint: venv
-	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
+	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types docs c-warnings
 
 style: venv
 	$(BIN)/ruff check
@@ -97,6 +98,11 @@ c-warnings: $(CORE:%=warnings-of/%)
 $(CORE:%=warnings-of/%): warnings-of/%: % venv
 	gcc $(C_WARNINGS) $(PYTHON_INCLUDE) -c $< -o /dev/null
 	gcc $(C_WARNINGS) -fanalyzer $(PYTHON_INCLUDE) -c $< -o /dev/null
+
+# The site, and the man pages. What Sphinx warns of is an error.
+docs: venv
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs build/docs/html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --builder man docs build/docs/man
 
 clean:
 	rm -rf .venv build *.egg-info ksmemu/*.so
