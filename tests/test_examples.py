@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+LONGEST = 60
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def is_root(example):
+    return "$ sudo " in example.read_text()
+
+
+@pytest.fixture
+def the_kernels_ksm_is_ours(request):
+    """For an example that takes it."""
+    if request.getfixturevalue("example") in filter(is_root, EXAMPLES):
+        request.getfixturevalue("the_machine_may_be_changed")
+
+
+@pytest.mark.usefixtures("the_kernels_ksm_is_ours")
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(path, marks=[pytest.mark.root] * is_root(path), id=path.stem) for path in EXAMPLES],
+)
 def test_an_example_prints_what_its_docstring_says(example, tmp_path):
     docstring = example.read_text().split('"""')[1]
-    expected = docstring.split(f"$ python examples/{example.name}\n")[1]
+    command = f"python {example.relative_to(ROOT)}\n"
+    expected = re.split(rf"\$ (?:sudo )?{re.escape(command)}", docstring)[1]
     ran = subprocess.run(
         [sys.executable, example],
         env=os.environ | {"KSMEMU_DIR": str(tmp_path / "instance")},
@@ -28,6 +46,11 @@ def test_an_example_prints_what_its_docstring_says(example, tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == expected
     assert not (tmp_path / "instance").exists()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short(example):
+    assert len(example.read_text().splitlines()) <= LONGEST
 
 
 def test_the_first_program_of_the_readme_is_the_example():
