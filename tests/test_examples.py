@@ -13,6 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 LONGEST = 60
+LAB = ROOT / "examples/lab"
+EXERCISE = re.compile(
+    r"In `(?P<step>[^`]+)`, change `(?P<old>[^`]+)` to `(?P<new>[^`]+)`\..*?[Ii]t prints\s+`(?P<said>[^`]+)`",
+    re.DOTALL,
+)
+EXERCISES = [found.groupdict() for found in EXERCISE.finditer((LAB / "README.md").read_text())]
 
 
 def is_root(example):
@@ -35,8 +41,12 @@ def test_an_example_prints_what_its_docstring_says(example, tmp_path):
     docstring = example.read_text().split('"""')[1]
     command = f"python {example.relative_to(ROOT)}\n"
     expected = re.split(rf"\$ (?:sudo )?{re.escape(command)}", docstring)[1]
+    assert output_of(example, tmp_path) == expected
+
+
+def output_of(program, tmp_path):
     ran = subprocess.run(
-        [sys.executable, example],
+        [sys.executable, program],
         env=os.environ | {"KSMEMU_DIR": str(tmp_path / "instance")},
         capture_output=True,
         text=True,
@@ -44,8 +54,22 @@ def test_an_example_prints_what_its_docstring_says(example, tmp_path):
         check=False,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == expected
     assert not (tmp_path / "instance").exists()
+    return ran.stdout
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: f"{exercise['step']}, {exercise['new']}")
+def test_an_exercise_of_the_lab_prints_what_the_handout_says(exercise, tmp_path):
+    source = (LAB / exercise["step"]).read_text()
+    program = tmp_path / "changed.py"
+    program.write_text(source.replace(exercise["old"], exercise["new"]))
+    assert exercise["said"] in output_of(program, tmp_path).splitlines()
+    assert exercise["old"] in source
+    assert exercise["new"] not in source
+
+
+def test_every_step_of_the_lab_has_an_exercise():
+    assert {exercise["step"] for exercise in EXERCISES} == {path.name for path in LAB.glob("*.py")}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
