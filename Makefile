@@ -26,7 +26,8 @@ MINUTES ?= 3
 CALLS ?= 10000
 SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 
-PYTHON_INCLUDE = $$($(BIN)/python -c 'import numpy, sysconfig; print("-isystem", sysconfig.get_path("include"), "-isystem", numpy.get_include())')
+PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+	$(addprefix -isystem ,$(wildcard .venv/lib/python*/site-packages/numpy/_core/include))
 
 .PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types c-warnings clean $(C_FILES:%=warnings-of/%)
 

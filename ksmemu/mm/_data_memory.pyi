@@ -1,10 +1,9 @@
 """Numpy's data memory handler (NEP 49), in data_memory.c: what is large comes from the arena (arena.py)."""
 
-
 from ksmemu.mm.arena import Arena
 
 def handler(min_bytes: int, /) -> object:
-    """Return a handler that takes blocks of at least so many bytes from the arena, smaller ones from numpy's own."""
+    """Return a handler that takes blocks of at least so many bytes from the arena."""
 
 def swap(handler: object, /) -> object:
     """Let numpy use a handler, in this context (contextvars) alone; return the one it used."""

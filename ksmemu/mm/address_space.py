@@ -317,7 +317,7 @@ class AddressSpace:
             place = Place(self._instance, self.domain)
             # No file system could promise room for what is not reserved.
             own = shared_object.create_memfd(self.size) if self._noreserve else None
-            self._own = OwnObject(place, self.start, self.size, self.node, self._vmas, own)
+            self._own = OwnObject(place, self.start, self.size, self.node, self._vmas, own=own)
         self._own.advise(vma, from_outside=from_outside)
 
     def _unadvise(self, vma: Vma, *, refused: bool) -> None:

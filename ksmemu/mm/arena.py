@@ -1,10 +1,10 @@
 """The arena: one address space, for whatever numpy takes large blocks for.
 
-numpy ─▶ data_memory.c ─▶ take ─▶ mmap and madvise in the space        one space, one own object, one descriptor,
-                          give ─▶ munmap: back to the host             however many arrays there are
+numpy ─▶ data_memory.c ─▶ take ─▶ mmap and madvise in the space      one own object and one descriptor,
+                          give ─▶ munmap: back to the host           however many arrays there are
 
-An array must not fail because it cannot be merged. Where no ksmd runs, blocks are ordinary memory in the space,
-and a thread advises them when one comes. Where the arena has nothing to give, numpy's own handler has.
+An array must not fail because it cannot be merged. Where no ksmd runs, blocks are ordinary memory in the
+space, and a thread advises them when one comes. Where the arena has nothing to give, numpy's own handler has.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _LOOK_SECONDS = 1.0
 class Arena:
     """Blocks of mergeable memory; the space is there while there are blocks, or while it is held.
 
-    `take`, `give` and `size_of` are for data_memory.c: in any thread, also where a collection of garbage frees
-    arrays amid a method of a space. Then nothing may be changed in this thread: `_is_at_work()`.
+    `take`, `give` and `size_of` are for data_memory.c: in any thread, also where a collection of garbage
+    frees arrays amid a method of a space. Then nothing may be changed in this thread: `_is_at_work()`.
     """
 
     def __init__(self) -> None:

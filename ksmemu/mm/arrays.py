@@ -26,13 +26,13 @@ _every = _data_memory.handler(0)
 def mergeable_arrays() -> Iterator[None]:
     """Make the arrays of 1 MiB and more mergeable that numpy makes meanwhile, whatever function makes them.
 
-    Also those of numpy.load() and pickle. With numpy.load(..., mmap_mode=...) an array is a mapping of the file,
-    which the page cache shares already: nothing is merged there. Smaller arrays are made as ever. Arrays may
-    outlive this, and be freed by any thread.
+    Also those of numpy.load() and pickle. With numpy.load(..., mmap_mode=...) an array is a mapping of the
+    file, which the page cache shares already: nothing is merged there. Smaller arrays are made as ever.
+    Arrays may outlive this, and be freed by any thread.
 
-    It holds for this thread, or asyncio task, alone, and for what is forked from it; pools and threads say it
-    in the function that they run. Meant for what loads or builds data that stay: to make and free an array
-    costs more than with malloc, so do not compute with it.
+    It holds for this thread, or asyncio task, alone, and for what is forked from it; pools and threads say
+    it in the function that they run. It is for what loads or builds data that stay: to make, fill and free
+    an array costs more than with malloc, so do not compute in it.
 
     An array never fails for it. Without a ksmd (that of $KSMEMU_DIR, else the default one) it is ordinary
     memory, and mergeable when one has come.

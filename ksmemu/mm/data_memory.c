@@ -83,7 +83,8 @@ static void *data_calloc(void *ctx, size_t nr, size_t each)
 	if (__builtin_mul_overflow(nr, each, &size))
 		return NULL;
 	if (size >= self->min_bytes)
-		block = (void *)ask_arena("take", size); /* mapped just now: zeros, and none is there yet */
+		block = (void *)ask_arena("take",
+					  size); /* mapped just now: zeros, and none is there yet */
 	return block ? block : ordinary->calloc(ordinary->ctx, nr, each);
 }
 
@@ -178,12 +179,9 @@ static PyObject *stop(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-	{ "handler", handler, METH_O, NULL },
-	{ "swap", swap, METH_O, NULL },
-	{ "serve", serve, METH_O, NULL },
-	{ "set_bounds", set_bounds, METH_VARARGS, NULL },
-	{ "stop", stop, METH_NOARGS, NULL },
-	{ NULL, NULL, 0, NULL },
+	{ "handler", handler, METH_O, NULL }, { "swap", swap, METH_O, NULL },
+	{ "serve", serve, METH_O, NULL },     { "set_bounds", set_bounds, METH_VARARGS, NULL },
+	{ "stop", stop, METH_NOARGS, NULL },  { NULL, NULL, 0, NULL },
 };
 
 static struct PyModuleDef module_def = {
@@ -192,6 +190,8 @@ static struct PyModuleDef module_def = {
 	.m_size = -1,
 	.m_methods = methods,
 };
+
+PyMODINIT_FUNC PyInit__data_memory(void);
 
 PyMODINIT_FUNC PyInit__data_memory(void)
 {

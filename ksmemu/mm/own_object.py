@@ -28,14 +28,14 @@ from ksmemu.wire import ReportKind
 class OwnObject:
     """The shared-memory object behind [start, start + size), registered with a ksmd as `id`.
 
-    The space's lock is held around every call. Without `own`, an object is made that can hold all of the space.
+    The space's lock is held around every call. Without `own` an object is made that can hold all of it.
 
     Raises:
         NotRunningError, ForeignInstanceError, KernelLacksError, KsmError: nothing is left behind.
     """
 
     def __init__(  # noqa: PLR0913 (what it is of)
-        self, place: Place, start: int, size: int, node: int, vmas: VmaMap, own: int | None
+        self, place: Place, start: int, size: int, node: int, vmas: VmaMap, *, own: int | None
     ) -> None:
         self._vmas = vmas
         self._nodes = IntervalMap[int]()  # as ksmd knows them

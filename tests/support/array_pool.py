@@ -13,19 +13,20 @@ import numpy as np
 import ksmemu
 
 NR_WORKERS = 3
+kept = []
 CONTEXTS = {"plain": contextlib.nullcontext, "mergeable": ksmemu.mergeable_arrays}
 
 
 def load(file, context, barrier):
-    global loaded, expected
     with CONTEXTS[context]():
-        loaded = np.load(file)
-    expected = np.load(file)
+        kept.append(np.load(file))
+    kept.append(np.load(file))
     barrier.wait(30)
 
 
 def write(number):
     """Write one number, and return whether that and all others are now what they should be."""
+    loaded, expected = kept
     loaded[number] = expected[number] = ~number
     return np.array_equal(loaded, expected)
 
@@ -35,10 +36,12 @@ def main(method, file, context):
     barrier = processes.Barrier(NR_WORKERS + 1)
     with ksmemu.connect() as ksmd, processes.Pool(NR_WORKERS, load, (file, context, barrier)) as pool:
         barrier.wait(30)
-        kept = ksmemu.array(1)  # with nothing advised, nothing is scanned
+        advised = ksmemu.array(1)  # with nothing advised, nothing is scanned
         ksmd.wait_full_scans(5)
-        del kept
-        print(ksmd.read("pages_sharing"), all(pool.map(write, range(7), chunksize=1)))
+        del advised
+        sharing = ksmd.read("pages_sharing")
+        is_right = all(pool.map(write, range(7), chunksize=1))
+        sys.stdout.write(f"{sharing} {is_right}\n")
 
 
 if __name__ == "__main__":
