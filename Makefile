@@ -101,4 +101,4 @@ $(C_FILES:%=warnings-of/%): warnings-of/%: % venv
 	gcc $(C_WARNINGS) -fanalyzer $(PYTHON_INCLUDE) -c $< -o /dev/null
 
 clean:
-	rm -rf .venv build *.egg-info ksmemu/*.so
+	rm -rf .venv build *.egg-info ksmemu/*.so ksmemu/mm/*.so

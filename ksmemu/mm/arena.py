@@ -60,16 +60,13 @@ class Arena:
                 self._sweep()
                 return self._map(size)
         except OSError as error:
-            log.warning("an array of %d bytes is not mergeable: %s", size, error)
+            self._warn_once("arrays are not mergeable: %s", error)
             return 0
 
     def give(self, address: int) -> int:
         """Take a block back."""
         self._freed.append(address)
-        if self._is_at_work():
-            _thread.start_new_thread(self._tidy, ())
-        else:
-            self._tidy()
+        self._tidy()
         return 0
 
     def size_of(self, address: int) -> int:
@@ -120,6 +117,10 @@ class Arena:
             del self._sizes[address]
 
     def _tidy(self) -> None:
+        """Give back what was freed, and the space if nobody needs it: not amid anything else."""
+        if self._is_at_work():
+            _thread.start_new_thread(self._tidy, ())
+            return
         with self._lock:
             try:
                 self._sweep()

@@ -26,9 +26,10 @@ _every = _data_memory.handler(0)
 def mergeable_arrays() -> Iterator[None]:
     """Make the arrays of 1 MiB and more mergeable that numpy makes meanwhile, whatever function makes them.
 
-    Also those of numpy.load() and pickle. With numpy.load(..., mmap_mode=...) an array is a mapping of the
-    file, which the page cache shares already: nothing is merged there. Smaller arrays are made as ever.
-    Arrays may outlive this, and be freed by any thread.
+    Also those of numpy.load(), out of .npy and .npz. Not so: with mmap_mode an array is a mapping of the
+    file, which the page cache shares already; what is unpickled, as the arguments of a pool, lies in the
+    bytes that came: asarray() moves it. Smaller arrays are made as ever. Arrays may outlive this, and be
+    freed by any thread.
 
     It holds for this thread, or asyncio task, alone, and for what is forked from it; pools and threads say
     it in the function that they run. It is for what loads or builds data that stay: to make, fill and free

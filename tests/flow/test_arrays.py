@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -78,7 +79,15 @@ def test_what_numpy_makes_otherwise_is_not_merged(ksmd, file):
     with ksmemu.mergeable_arrays():
         arrays += [np.load(file, mmap_mode="r"), np.zeros(LARGE_BYTES - 1, "u1")]
         arrays.append(np.zeros(LARGE_BYTES, "u1"))
-    assert [is_mergeable(array) for array in arrays] == [False, False, False, False, True]
+        arrays.append(pickle.loads(pickle.dumps(content())))
+    assert [is_mergeable(array) for array in arrays] == [False, False, False, False, True, False]
+    assert is_mergeable(ksmemu.asarray(arrays[-1]))
+
+
+def test_what_comes_out_of_an_archive_is_mergeable(tmp_path):
+    np.savez_compressed(tmp_path / "archive.npz", array=np.ones(LARGE))
+    with ksmemu.mergeable_arrays(), np.load(tmp_path / "archive.npz") as archive:
+        assert is_mergeable(archive["array"])
 
 
 def test_a_view_keeps_memory_and_the_last_gives_it_back():
