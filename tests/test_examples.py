@@ -89,9 +89,7 @@ def test_every_step_of_the_lab_has_an_exercise():
     assert {exercise["step"] for exercise in EXERCISES} == {path.name for path in LAB.glob("*.py")}
 
 
-@pytest.mark.parametrize(
-    "example", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short(example):
     assert len(example.read_text().splitlines()) <= LONGEST
 
