@@ -6,6 +6,7 @@
 #   make soak   MINUTES=n: everything that happens to processes, at random, and every byte checked
 #   make kills  1,000 workers and 200 ksmd killed while they merge
 #   make leaks  every operation 10,000 times (CALLS=n): more than an hour
+#   make fuzz   what clients say to ksmd, led by coverage, for SECONDS=60
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
 PYTHON ?= /usr/bin/python3
@@ -27,7 +28,7 @@ SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
-.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage fuzz lint style types c-warnings clean $(CORE:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -79,6 +80,13 @@ kills: venv
 
 leaks: venv
 	KSMEMU_CALLS=$(CALLS) $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
+
+SECONDS ?= 60
+
+# Not among the tools of `make venv`: atheris has wheels for some versions of Python only.
+fuzz: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.support.fuzz -max_total_time=$(SECONDS) -max_len=600 -len_control=0
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
