@@ -165,7 +165,10 @@ static int free_number(struct ksmemu_agent *agent, struct ksmemu_space *space, u
 	if (*ret)
 		return 0;
 	*ret = 1;
-	return ksmemu_leave_ancestors(agent, space, space->start, space->start + space->size);
+	error = ksmemu_leave_ancestors(agent, space, space->start, space->start + space->size);
+	if (!error)
+		ksmemu_holder_close(&space->ancestors[0].holder);
+	return error;
 }
 
 static void tell_of_fork(struct ksmemu_agent *agent, const struct ksmemu_space *space,
