@@ -17,6 +17,7 @@ from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
 from ksmemu.cli.stop import stop
+from ksmemu.cli.watch import watch
 from ksmemu.errors import KernelLacksError
 
 DONE, FAILED, USAGE, KERNEL_LACKS = 0, 1, 2, 3
@@ -31,7 +32,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, explain, set_, exec_, check, demo, bench):
+for verb in (start, stop, status, watch, explain, set_, exec_, check, demo, bench):
     commands.add_command(verb)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import click
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
+_THOUSANDS = "kMGT"
 _NAME_WIDTH = 25
 _VALUE_WIDTH = 16
 
@@ -18,6 +19,16 @@ def size(nr_bytes: int) -> str:
         return f"{nr_bytes} B"
     power = min((abs(nr_bytes).bit_length() - 1) // 10, len(_UNITS))
     return f"{nr_bytes / 1024**power:.1f} {_UNITS[power - 1]}"
+
+
+def short(number: int) -> str:
+    """Return a number in at most five places, rounded down where it has more: `99999`, `123k`, `45.6M`."""
+    if number < 100_000:
+        return str(number)
+    power = min((len(str(number)) - 1) // 3, len(_THOUSANDS))
+    amount = number / 1000**power
+    digits = str(int(amount)) if amount >= 100 else str(int(amount * 10) / 10)
+    return digits + _THOUSANDS[power - 1]
 
 
 def echo_lines(rows: Iterable[tuple[str, object, str]]) -> None:

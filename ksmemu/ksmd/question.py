@@ -54,28 +54,28 @@ def answer(
         raise WireError("a question to explain an address of no process")
     if body != {"explain": wire.VERSION, "pid": pid, "address": address}:
         raise WireError(f"a question to explain of another version than {wire.VERSION}")
-    send(control, _explained(domains, pid, address, stopped))
+    send(control, json.dumps(_explained(domains, pid, address, stopped)).encode())
 
 
-def send(control: socket.socket, found: object) -> None:
+def send(control: socket.socket, found: bytes) -> None:
     """Send an answer of any length.
 
     Raises:
         OSError: EMFILE, ENOMEM: there is no room for it.
     """
-    fd = _sealed(json.dumps(found).encode())
+    fd = _sealed(found)
     try:
         wire.send_control(control, {}, (fd,))
     finally:
         os.close(fd)
 
 
-def _sealed(text: bytes) -> int:
-    """Return an object that holds the text, at its start, and cannot be changed."""
-    fd = os.memfd_create("explain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _sealed(found: bytes) -> int:
+    """Return an object that holds what was found, at its start, and cannot be changed."""
+    fd = os.memfd_create("answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with os.fdopen(fd, "wb", closefd=False) as file:
-            file.write(text)
+            file.write(found)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
