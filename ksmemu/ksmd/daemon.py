@@ -24,7 +24,7 @@ from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, question, rehome, takeover
+from ksmemu.ksmd import connection, mmlist, page_map, question, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.domains import Domains
 from ksmemu.ksmd.figures import figures
@@ -88,6 +88,7 @@ class Daemon:
             "merge_pid": self._merge_pid.answer,
             "explain": self._explain,
             "figures": self._figures,
+            "pages": self._page_maps,
         }
         self._want(self._server.fileno(), self._server.read_events)
         self._want(self._tracing.fileno(), self._tracing.read_events)
@@ -297,6 +298,15 @@ class Daemon:
         found = figures(self._seen_by(control), body, self._domains.full_scans, self._began)
         try:
             question.send(control, json.dumps(found).encode())
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
+
+    def _page_maps(self, control: socket.socket, body: dict[str, object]) -> None:
+        """Tell a user how the pages of his own domains look."""
+        self._workers.hear_reports()
+        try:
+            question.send(control, page_map.answer(self._seen_by(control), body))
         except OSError as error:
             connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
         control.close()
