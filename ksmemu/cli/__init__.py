@@ -13,6 +13,7 @@ from ksmemu.cli.check import check
 from ksmemu.cli.demo import demo
 from ksmemu.cli.exec import exec_
 from ksmemu.cli.explain import explain
+from ksmemu.cli.report import report
 from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
@@ -32,7 +33,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, watch, explain, set_, exec_, check, demo, bench):
+for verb in (start, stop, status, watch, report, explain, set_, exec_, check, demo, bench):
     commands.add_command(verb)
 
 

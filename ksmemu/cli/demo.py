@@ -6,14 +6,12 @@ load ▶ merge ▶ write (copies) ▶ check every byte ▶ unmerge ▶ check aga
 from __future__ import annotations
 
 import collections
-import contextlib
 import errno
 import hashlib
-import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 from ksmemu.cli.demo_memory import Memory, measure
 from ksmemu.cli.demo_worker import own_data, work, write_marks
 from ksmemu.cli.options import json_option
-from ksmemu.cli.output import echo_json, size
+from ksmemu.cli.output import echo_json, progress, size
 from ksmemu.control.ksmd import Ksmd
 from ksmemu.crew import Crew
 from ksmemu.errors import KsmError
@@ -166,7 +164,7 @@ class _Story:
     def _converge(self, start: float, most: int) -> float:
         """Return after how many seconds the last page merged; three full scans found no more."""
         sharing, scans, last = 0, self._ksmd.read("full_scans"), start
-        with self._progress("merging", most) as advance:
+        with progress("merging", most) as advance:
             while self._ksmd.read("full_scans") < scans + 3:
                 self._check_deadline(start, "merging")
                 if (now := self._ksmd.read("pages_sharing")) != sharing:
@@ -174,15 +172,6 @@ class _Story:
                     sharing, scans = now, self._ksmd.read("full_scans")
                     last = time.monotonic()
         return last - start
-
-    @contextlib.contextmanager
-    def _progress(self, label: str, length: int) -> Iterator[Callable[[int], None]]:
-        """Yield what moves the progress bar: of a terminal, nobody else wants one."""
-        if self._quiet or not sys.stdout.isatty():
-            yield lambda _steps: None
-            return
-        with click.progressbar(length=length, label=label, width=0) as bar:
-            yield bar.update
 
     def _check_deadline(self, start: float, what: str) -> None:
         if time.monotonic() > start + _DEADLINE_SECONDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -103,6 +104,12 @@ class Setting(click.ParamType[tuple[str, int]]):
             return name, known[0].parse(text)
         except KsmError as refusal:
             self.fail(f"{name}={text}: {refusal.strerror}", param, ctx)
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Refuse a command whose packages are missing."""
+    if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
+        raise click.UsageError(f"{missing[0]} is missing: pip install 'ksmemu[{extra}]'")
 
 
 @contextlib.contextmanager

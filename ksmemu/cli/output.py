@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import click
 
@@ -40,3 +42,13 @@ def echo_lines(rows: Iterable[tuple[str, object, str]]) -> None:
 def echo_json(figures: Mapping[str, object]) -> None:
     """Print one JSON object on one line."""
     click.echo(json.dumps(figures))
+
+
+@contextlib.contextmanager
+def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
+    """Yield what moves a progress bar: of a terminal, nobody else wants one. It is on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _steps: None
+        return
+    with click.progressbar(length=length, label=label, width=0, file=sys.stderr) as bar:
+        yield bar.update

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from ksmemu.cli.options import directory_option, json_option
 from ksmemu.cli.output import echo_json, short, size
 from ksmemu.instance import Instance
+from ksmemu.view.record import Recorder
 from ksmemu.view.sample import Between, Sample, samples
 
 _WIDTHS = {
@@ -32,11 +35,14 @@ _PIPE_LINES = 24
 @click.command()
 @directory_option
 @json_option
+@click.option("--record", "path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write down what `report --from FILE` shows.")  # fmt: skip
 @click.argument("interval", type=click.FloatRange(0.01), required=False)
 @click.argument("count", type=click.IntRange(1), required=False)
 def watch(
     directory: str | None,
     as_json: bool,  # noqa: FBT001 (click passes it by name)
+    path: Path | None,
     interval: float | None,
     count: int | None,
 ) -> None:
@@ -47,17 +53,25 @@ def watch(
     """
     instance = Instance.resolve(directory)
     many = samples(instance, interval or 1.0)
-    lines = itertools.islice(many, count if interval else 1)
-    try:
-        for nr, between in enumerate(_betweens(lines)):
-            if as_json:
-                echo_json(_figures(between))
-                continue
-            if nr % (shutil.get_terminal_size((80, _PIPE_LINES)).lines - 2 or 1) == 0:
-                click.echo("".join(f"{name:>{width}}" for name, width in _WIDTHS.items()))
-            click.echo(_line(between))
-    except KeyboardInterrupt:
-        click.echo()
+    lines: Iterator[Sample] = itertools.islice(many, count if interval else 1)
+    with contextlib.ExitStack() as undo:
+        if path is not None:
+            recorder = undo.enter_context(Recorder(path, instance))
+            lines = map(recorder.added, lines)
+        try:
+            _show(lines, as_json=as_json)
+        except KeyboardInterrupt:
+            click.echo()
+
+
+def _show(lines: Iterator[Sample], *, as_json: bool) -> None:
+    for nr, between in enumerate(_betweens(lines)):
+        if as_json:
+            echo_json(_figures(between))
+            continue
+        if nr % max(shutil.get_terminal_size((80, _PIPE_LINES)).lines - 2, 1) == 0:
+            click.echo("".join(f"{name:>{width}}" for name, width in _WIDTHS.items()))
+        click.echo(_line(between))
 
 
 def _betweens(samples: Iterator[Sample]) -> Iterator[Between]:

@@ -49,8 +49,9 @@ def samples(instance: Instance, interval: float) -> Iterator[Sample]:
     due = time.monotonic()
     while True:
         yield take(instance)
-        due = max(due + interval, time.monotonic())
-        time.sleep(due - time.monotonic())
+        now = time.monotonic()
+        due = max(due + interval, now)
+        time.sleep(due - now)
 
 
 @dataclass(frozen=True, slots=True)
