@@ -18,6 +18,7 @@ from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
 from ksmemu.cli.stop import stop
+from ksmemu.cli.top import top
 from ksmemu.cli.watch import watch
 from ksmemu.errors import KernelLacksError
 
@@ -33,7 +34,7 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, watch, report, explain, set_, exec_, check, demo, bench):
+for verb in (start, stop, status, watch, top, report, explain, set_, exec_, check, demo, bench):
     commands.add_command(verb)
 
 

@@ -20,7 +20,7 @@ LETTERS = {
 
 COLOURS = {
     Look.ABSENT: "#e3e3e3",
-    Look.OWN: "#4c78a8",
+    Look.OWN: "#5b9bd5",
     Look.VOLATILE: "#f2a33a",
     Look.MERGED: "#54a24b",
     Look.ZERO: "#b279a2",
