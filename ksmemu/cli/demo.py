@@ -22,7 +22,7 @@ import numpy as np
 from ksmemu.cli.demo_memory import Memory, measure
 from ksmemu.cli.demo_worker import own_data, work, write_marks
 from ksmemu.cli.options import json_option
-from ksmemu.cli.output import echo_json, progress, size
+from ksmemu.cli.output import echo_json, progress, size, waiting
 from ksmemu.control.ksmd import Ksmd
 from ksmemu.crew import Crew
 from ksmemu.errors import KsmError
@@ -93,7 +93,8 @@ class _Story:
             f"{NR_WORKERS} workers, each with the same {len(self._files)} files"
             f" ({size(files_bytes)}) and data of its own\n"
         )
-        self._crew.answers()
+        with waiting("loading"):
+            self._crew.answers()
         columns = ("own objects", "pool", "private", "IN USE", "Shmem+Anon")
         self.say(" " * 11 + "".join(f"{name:>13}" for name in columns))
         self._loaded = self._measure("loaded")
@@ -136,9 +137,10 @@ class _Story:
     def unmerge(self) -> None:
         """Give every worker all of its memory back."""
         start = time.monotonic()
-        self._ksmd.write("run", 2)
-        while self._ksmd.read("pages_shared") or self._ksmd.read("pool_bytes"):
-            self._check_deadline(start, "unmerging")
+        with waiting("unmerging"):
+            self._ksmd.write("run", 2)
+            while self._ksmd.read("pages_shared") or self._ksmd.read("pool_bytes"):
+                self._check_deadline(start, "unmerging")
         seconds = time.monotonic() - start
         memory = self._measure("unmerged")
         self.say(f"  in {seconds:.2f} s: pages_sharing {self._ksmd.read('pages_sharing')}")
@@ -147,7 +149,8 @@ class _Story:
 
     def check_bytes(self, when: str) -> None:
         """Compare what every worker has with what it must have."""
-        found = self._crew.ask("sums")
+        with waiting("checking"):
+            found = self._crew.ask("sums")
         right = sum(sums == self._expected_sums(rank) for rank, sums in enumerate(found))
         self.say(f"  {when}: the bytes of {right} of {NR_WORKERS} workers are right (sha256)\n")
         self.ok &= right == NR_WORKERS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import click
@@ -13,6 +15,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _THOUSANDS = "kMGT"
 _NAME_WIDTH = 25
 _VALUE_WIDTH = 16
+_LINE_BEFORE_IS_GONE = "\033[A\033[K"
 
 
 def size(nr_bytes: int) -> str:
@@ -46,9 +49,38 @@ def echo_json(figures: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a progress bar: of a terminal, nobody else wants one. It is on standard error."""
+    """Yield what moves a progress bar, which goes when all is done.
+
+    It is on standard error, and only on a terminal: nobody else wants one.
+    """
     if not sys.stderr.isatty():
         yield lambda _steps: None
         return
     with click.progressbar(length=length, label=label, width=0, file=sys.stderr) as bar:
         yield bar.update
+    click.echo(_LINE_BEFORE_IS_GONE, err=True, nl=False)
+
+
+@contextlib.contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """Show on a terminal that something goes on, if it takes longer than a second."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = threading.Event()
+    pulse = threading.Thread(target=_pulse, args=(label, done))
+    pulse.start()
+    try:
+        yield
+    finally:
+        done.set()
+        pulse.join()
+
+
+def _pulse(label: str, done: threading.Event) -> None:
+    if done.wait(1.0):
+        return
+    with click.progressbar(itertools.count(), label=label, file=sys.stderr, show_pos=False) as bar:
+        while not done.wait(0.1):
+            bar.update(1)
+    click.echo(_LINE_BEFORE_IS_GONE, err=True, nl=False)

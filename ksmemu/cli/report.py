@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ksmemu.cli.options import directory_option, require_extra, usage_errors
-from ksmemu.cli.output import progress
+from ksmemu.cli.output import progress, waiting
 from ksmemu.control.page_map import page_maps
 from ksmemu.instance import Instance
 from ksmemu.view import record
@@ -40,10 +40,11 @@ def report(directory: str | None, recorded: Path | None, seconds: float, file: P
             run, title = record.read(recorded), str(recorded)
     else:
         run, title = _looked_at(instance, seconds), str(instance.directory)
-    if file.suffix == ".html":
-        file.write_text(view.html(run, title))
-    else:
-        view.png(run, title, file)
+    with waiting("drawing"):
+        if file.suffix == ".html":
+            file.write_text(view.html(run, title))
+        else:
+            view.png(run, title, file)
     click.echo(file)
 
 

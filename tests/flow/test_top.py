@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import pty
-import select
 import subprocess
 import sys
 
@@ -18,6 +16,7 @@ from ksmemu.view.cells import LETTERS
 from ksmemu.view.screen import PageMapView, Screen
 from tests.support import crew
 from tests.support.processes import DEADLINE, Worker
+from tests.support.terminal import Terminal
 
 NR_PAGES = 23
 
@@ -169,25 +168,11 @@ def test_nobody_is_there_and_then_ksmd_has_gone(ksmd):
 
 def test_in_a_terminal_q_ends_it(ksmd):
     """Also without colours, and on a terminal that says little of itself."""
-    ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "ksmemu", "top", "--dir", str(ksmd.directory)]
-    env = os.environ | {"TERM": "vt100", "NO_COLOR": "1", "COLUMNS": "80", "LINES": "24"}
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        said = b""
-        try:
-            while b"saved" not in said:
-                assert select.select([ours], [], [], DEADLINE)[0], said
-                said += os.read(ours, 1 << 16)
-            os.write(ours, b"q")
-            while select.select([ours], [], [], DEADLINE)[0]:
-                said += os.read(ours, 1 << 16)
-        except OSError:  # EIO: nobody is at the other end any more
-            pass
-        finally:
-            os.close(ours)
-        assert process.wait(DEADLINE) == 0
-    assert b"\x1b[38;" not in said
+    with Terminal(command, TERM="vt100", NO_COLOR="1") as terminal:
+        terminal.until(b"saved")
+        terminal.press(b"q")
+        assert terminal.status() == 0
 
 
 # ---- wrong input -----------------------------------------------------------------------------------
