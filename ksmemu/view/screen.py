@@ -9,6 +9,7 @@ ksmd is asked on a thread, so the screen answers while ksmd does not.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +35,8 @@ from ksmemu.view.cells import COLOURS, LETTERS, cells
 from ksmemu.view.record import name_of
 from ksmemu.view.sample import Between, Sample, take
 
+MAP_SHARE = 20
+"""Page maps take at most so small a part of the time: ksmd does not scan while it looks at every page."""
 _HISTORY = 300
 _COLUMNS = ("PID", "NAME", "DOMAIN", "SPACES", "DATA", "MERGED", "ZERO", "OWN", "VOLATILE")
 _RATES = {"seen": "pages_scanned", "merged": "merges", "broken": "pages_broken"}
@@ -118,6 +121,9 @@ class Screen(App[None]):
         self._sample: Sample | None = None
         self._saved: deque[float] = deque(maxlen=_HISTORY)
         self._place: Place | None = None
+        self._asked: Place | None = None
+        self._space: PageMap | None = None
+        self._due = 0.0
 
     def compose(self) -> ComposeResult:
         """Yield what the screen consists of."""
@@ -151,13 +157,20 @@ class Screen(App[None]):
         try:
             sample = take(self._instance)
             sample.figures["workers"].sort(key=lambda worker: (worker["domain"], worker["pid"]))
-            place = self._place or _first_place(sample.figures["workers"])
-            space = _space(self._instance, place)
+            space = self._space_at(self._place or _first_place(sample.figures["workers"]))
         except OSError as error:
             self.call_from_thread(self._fail, error)
             return
         if not asked.is_cancelled:
             self.call_from_thread(self._show, sample, space)
+
+    def _space_at(self, place: Place | None) -> PageMap | None:
+        """Return a page map, or the one that there is, if it may not be asked for so soon."""
+        now = time.monotonic()
+        if place != self._asked or now >= self._due:
+            self._space = _space(self._instance, place)
+            self._asked, self._due = place, now + MAP_SHARE * (time.monotonic() - now)
+        return self._space
 
     def _fail(self, error: OSError) -> None:
         self.failure = error

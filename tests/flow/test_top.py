@@ -12,6 +12,7 @@ from ksmemu.cli import main
 from ksmemu.cli.output import size
 from ksmemu.instance import Instance
 from ksmemu.units import PAGE_SIZE
+from ksmemu.view import screen
 from ksmemu.view.cells import LETTERS
 from ksmemu.view.screen import PageMapView, Screen
 from tests.support import crew
@@ -19,6 +20,11 @@ from tests.support.processes import DEADLINE, Worker
 from tests.support.terminal import Terminal
 
 NR_PAGES = 23
+
+
+@pytest.fixture(autouse=True)
+def each_look_is_new(monkeypatch):
+    monkeypatch.setattr(screen, "MAP_SHARE", 0)
 
 
 def on_screen(ksmd, story, size=(80, 24), interval=3600.0):

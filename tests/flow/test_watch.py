@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from ksmemu.control.look import Look
 from ksmemu.instance import Instance
 from ksmemu.view.sample import Between, Sample
 from tests.support.procmaps import PAGE
+from tests.support.terminal import Terminal
 
 
 def watch(directory, *arguments):
@@ -98,6 +100,16 @@ def test_whoever_reads_only_the_first_line_is_left_in_peace(ksmd):
     command = f"{sys.executable} -m ksmemu watch --dir {ksmd.directory} 0.01 | head -1"
     ran = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert (ran.stdout.split()[0], ran.stderr) == ("SAVED", "")
+
+
+def test_an_interrupt_is_its_ordinary_end(ksmd):
+    command = [sys.executable, "-m", "ksmemu", "watch", "--dir", str(ksmd.directory), "3600"]
+    with Terminal(command) as terminal:
+        terminal.until(b"CPU%\r\n")
+        terminal.until(b"0 B")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.status() == 0
+    assert b"Traceback" not in terminal.said
 
 
 @pytest.mark.parametrize(
