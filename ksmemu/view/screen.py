@@ -99,7 +99,9 @@ class Screen(App[None]):
     """
 
     CSS = """
+    Screen { overflow: hidden; }
     #head { height: 4; }
+    #figures, #legend { text-wrap: nowrap; text-overflow: ellipsis; }
     #figures { width: 1fr; padding: 0 1; }
     Sparkline { width: 20%; height: 4; margin: 0 1; }
     DataTable { height: auto; max-height: 40%; min-height: 3; }
@@ -258,7 +260,7 @@ def _space(instance: Instance, place: Place | None) -> PageMap | None:
 
 def _figures(between: Between) -> Text:
     """Return four lines; what is saved comes first."""
-    now, text = between.after, Text(no_wrap=True, overflow="ellipsis")
+    now, text = between.after, Text()
     text.append(f"{size(now.saved_bytes)} saved", "bold")
     text.append(f"   {size(now.total('pool_bytes'))} in the pool   CPU {between.cpu_percent:.0f}%\n")
     for line in (("pages_shared", "pages_sharing", "ksm_zero_pages"), ("pages_unshared", "pages_volatile")):
