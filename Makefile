@@ -4,6 +4,7 @@
 #   make test   lint, types, C warnings, all tests
 #   make coverage   what of the C core its tests reach
 #   make soak   MINUTES=n: everything that happens to processes, at random, and every byte checked
+#   make docs   the site, and the man pages, in build/docs
 #   make kills  1,000 workers and 200 ksmd killed while they merge
 #   make leaks  every operation 10,000 times (CALLS=n): more than an hour
 
@@ -12,6 +13,7 @@ PYTHON ?= /usr/bin/python3
 BIN := .venv/bin
 CORE := $(wildcard ksmemu/core/*.c)
 HEADERS := $(wildcard ksmemu/core/*.h)
+C_FILES := $(CORE) ksmemu/mm/data_memory.c
 STAMP := .venv/.installed
 PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-linux
 
@@ -25,13 +27,14 @@ MINUTES ?= 3
 CALLS ?= 10000
 SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 
-PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+	$(addprefix -isystem ,$(wildcard .venv/lib/python*/site-packages/numpy/_core/include))
 
-.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types c-warnings clean $(CORE:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types docs c-warnings clean $(C_FILES:%=warnings-of/%)
 
 venv: $(STAMP)
 
-$(STAMP): pyproject.toml $(CORE) $(HEADERS)
+$(STAMP): pyproject.toml setup.py $(C_FILES) $(HEADERS)
 	@.ci/packages $(PACKAGES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
@@ -81,22 +84,27 @@ leaks: venv
 	KSMEMU_CALLS=$(CALLS) $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
 
 lint: venv
-	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types c-warnings
+	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types docs c-warnings
 
 style: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $(CORE) $(HEADERS)
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(HEADERS)
 
 types: venv
 	$(BIN)/mypy
 
-c-warnings: $(CORE:%=warnings-of/%)
+c-warnings: $(C_FILES:%=warnings-of/%)
 
 # The analyzer is slow and finds other things than the warnings: every file goes through both.
-$(CORE:%=warnings-of/%): warnings-of/%: % venv
+$(C_FILES:%=warnings-of/%): warnings-of/%: % venv
 	gcc $(C_WARNINGS) $(PYTHON_INCLUDE) -c $< -o /dev/null
 	gcc $(C_WARNINGS) -fanalyzer $(PYTHON_INCLUDE) -c $< -o /dev/null
 
+# The site, and the man pages. What Sphinx warns of is an error.
+docs: venv
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs build/docs/html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --builder man docs build/docs/man
+
 clean:
-	rm -rf .venv build *.egg-info ksmemu/*.so
+	rm -rf .venv build *.egg-info ksmemu/*.so ksmemu/mm/*.so

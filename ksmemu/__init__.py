@@ -10,6 +10,7 @@ from ksmemu.errors import (
 )
 from ksmemu.mm import fork as _fork  # noqa: F401 - from now on forks divide the memory of spaces
 from ksmemu.mm.address_space import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
+from ksmemu.mm.arrays import array, asarray, mergeable_arrays
 from ksmemu.mm.madvise import madvise
 from ksmemu.mm.prctl import (
     PR_GET_MEMORY_MERGE,
@@ -36,9 +37,12 @@ __all__ = [
     "KsmError",
     "Ksmd",
     "NotRunningError",
+    "array",
+    "asarray",
     "connect",
     "get_memory_merge",
     "madvise",
+    "mergeable_arrays",
     "prctl",
     "set_memory_merge",
 ]

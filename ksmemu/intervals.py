@@ -64,10 +64,10 @@ class IntervalMap(Generic[V]):
     def gap(self, length: int, start: int, end: int) -> int | None:
         """Return where the first `length` free units of [start, end) begin, or None."""
         at = start
-        for item in self.overlapping(start, end):
-            if item.start - at >= length:
+        for item in self._items:
+            if min(item.start, end) - at >= length:
                 return at
-            at = item.end
+            at = max(at, item.end)
         return at if end - at >= length else None
 
     @staticmethod

@@ -13,7 +13,7 @@ trap 'rm -rf "$there"' EXIT
 trap 'exit 130' INT TERM HUP
 
 mkdir "$there/checkout" "$there/packages" "$there/home" "$there/tmp"
-{ git -c safe.directory='*' ls-files -z; printf '%s\0' ksmemu/*.so; } |
+{ git -c safe.directory='*' ls-files -z; printf '%s\0' ksmemu/*.so ksmemu/mm/*.so; } |
 	tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$there/checkout"
 tar --create --directory="$packages" --exclude=mypy --exclude=pip --exclude='clang_format*' \
 	--exclude=__pycache__ . | tar --extract --directory="$there/packages"

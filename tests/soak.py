@@ -30,7 +30,7 @@ NR_WORKERS = 4
 _AT_ONCE = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1, "smart_scan": 0}
 BOOKS_SECONDS = 10.0
 _ANSWER_SECONDS = 40.0
-_TURN_SECONDS = 40.0
+TURN_SECONDS = 40.0
 _STATS = ("merges", "pages_broken", "pages_rehomed", "pages_renewed", "verify_refusals")
 _TUNABLES = {
     "pages_to_scan": (97, 1009, 1_000_003),
@@ -84,7 +84,7 @@ class SoakWorker:
         turns = self.counts[:, 0].copy()
         if (turns != before).all():
             self._moved = turns, time.monotonic()
-        elif time.monotonic() - since > _TURN_SECONDS:
+        elif time.monotonic() - since > TURN_SECONDS:
             raise SoakError(f"worker {self.pid}: threads hang after {turns} turns")
 
     def kill(self):

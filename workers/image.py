@@ -1,6 +1,6 @@
-"""A worker that owns raw memory images, as a hypervisor owns its guests' memory: one space a file.
+"""A worker that owns memory images, as a hypervisor owns its guests' memory: one space a file.
 
-$ python -m workers.image guest-a.raw guest-b.raw
+$ python -m workers.image guest-a.raw guest-b.elf
 ready 4117
 sum
 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
@@ -12,118 +12,66 @@ ok
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import os
-from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 
 import click
 
-from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE, AddressSpace
-from ksmemu.cli.options import domain_option
+from ksmemu.cli.command import run
 from ksmemu.units import PAGE_SIZE
 from workers import base
+from workers.base import Worker
+from workers.dumps import Part, WrongFileError, parts_of
+from workers.memory import Memory
 
-_ADVICE = {"on": MADV_MERGEABLE, "off": MADV_UNMERGEABLE}
-
-
-class Images:
-    """The memory of all files: their pages in order, each file's last one padded with zeros."""
-
-    def __init__(self, spaces: Sequence[AddressSpace]) -> None:
-        self._spaces = spaces
-        self._nr_pages = sum(map(base.pages_of, spaces))
-
-    def sum(self, *given: str) -> str:
-        """Return the SHA-256 of all pages."""
-        base.words(0, "sum", given)
-        digest = hashlib.sha256()
-        for space in self._spaces:
-            with space.view(space.start, space.size) as view:
-                digest.update(view)
-        return digest.hexdigest()
-
-    def read(self, *given: str) -> str:
-        """Return the bytes of a page."""
-        (page,) = base.words(1, "read PAGE", given)
-        space, address = self._find(page)
-        return space.read(address, PAGE_SIZE).hex()
-
-    def write(self, *given: str) -> str:
-        """Write to a page, from its start."""
-        page, digits = base.words(2, "write PAGE HEXBYTES", given)
-        space, address = self._find(page)
-        space.write(address, base.page_bytes(digits))
-        return "ok"
-
-    def advise(self, *given: str) -> str:
-        """Make everything mergeable, or bring everything home."""
-        (word,) = base.words(1, "advise on|off", given)
-        if word not in _ADVICE:
-            raise base.BadLineError("usage: advise on|off")
-        for space in self._spaces:
-            space.madvise_all(_ADVICE[word])
-        return "ok"
-
-    def _find(self, word: str) -> tuple[AddressSpace, int]:
-        page = base.number(word, self._nr_pages)
-        for space in self._spaces:
-            if page < base.pages_of(space):
-                return space, space.start + page * PAGE_SIZE
-            page -= base.pages_of(space)
-        raise AssertionError("unreachable: the number was checked")
+_CHUNK_PAGES = 256
 
 
-def load(path: Path, directory: Path | None, domain: str | None, undo: contextlib.ExitStack) -> AddressSpace:
-    """Return a mergeable space that holds a file; `undo` closes it.
+def load(worker: Worker, path: Path) -> None:
+    """Give a worker a space that holds the memory in a file: its parts in order, each from a page on.
 
     Raises:
-        OSError: the file cannot be read, or is empty (ENODATA); there is no ksmd.
+        UsageError: the file holds no memory that can be read.
+        OSError: the file cannot be read; as Memory.
     """
     with path.open("rb", buffering=0) as file:
-        nr_bytes = os.fstat(file.fileno()).st_size
-        if not nr_bytes:
-            raise OSError(errno.ENODATA, "is empty", os.fspath(path))
-        space = undo.enter_context(base.mergeable_space(nr_bytes, directory, path.name, domain))
-        base.fill(space, file, nr_bytes)
-        return space
+        try:
+            parts = parts_of(file)
+        except WrongFileError as error:
+            raise click.UsageError(f"{path} {error}") from None
+        memory = worker.map(sum(part.nr_pages for part in parts), path.name)
+        first = 0
+        for part in parts:
+            _load_part(memory, first, file, part)
+            first += part.nr_pages
+        worker.holds[path.name] += memory.nr_pages
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(path_type=Path))
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Instance directory of the ksmd to join.",
-)
-@domain_option
-def main(files: tuple[Path, ...], directory: Path | None, domain: str | None) -> None:
-    """Load raw memory images, let them be merged, and obey lines on standard input.
+def _load_part(memory: Memory, first: int, file: FileIO, part: Part) -> None:
+    """Put a part so that its bytes have the places in their pages that they had in the guest."""
+    begin, end = part.offset - part.lead, part.offset + part.length
+    for page in range(0, part.nr_pages, _CHUNK_PAGES):
+        at = max(begin + page * PAGE_SIZE, part.offset)
+        nr_bytes = min(begin + (page + _CHUNK_PAGES) * PAGE_SIZE, end) - at
+        chunk = os.pread(file.fileno(), nr_bytes, at)
+        if len(chunk) < nr_bytes:
+            raise OSError(errno.EIO, "became shorter", file.name)
+        memory.put(first + page, bytes(0 if page else part.lead) + chunk)
 
-    \b
-    sum                  sha256 of the memory: all pages of all files in order
-    write PAGE HEXBYTES  write from the start of a page
-    read PAGE            the bytes of a page, in hexadecimal digits
-    advise on|off        mergeable, or everything home again
-    quit                 as the end of the input
 
-    Page numbers count over all files.
-    """  # noqa: D301 (a mark of click's: keep the lines as they are)
-    with base.one_line_errors("image"), contextlib.ExitStack() as undo:
-        images = Images([load(path, directory, domain, undo) for path in files])
-        base.obey_lines(
-            {
-                "sum": images.sum,
-                "write": images.write,
-                "read": images.read,
-                "advise": images.advise,
-            }
-        )
+@base.program
+@click.argument("files", nargs=-1, required=True, metavar="FILE…", type=base.FILE)
+def main(worker: Worker, files: tuple[Path, ...]) -> None:
+    """Load memory images: raw, ELF cores of QEMU, LiME, AVML version 1, memory files of Firecracker.
+
+    Each file becomes an address space; page numbers count over all of them.
+    """
+    for path in files:
+        load(worker, path)
+    worker.obey()
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "image")

@@ -17,6 +17,7 @@ from ksmemu.bench.worker import work
 from ksmemu.control.ksmd import Ksmd
 from ksmemu.crew import Crew
 from ksmemu.errors import KsmError
+from ksmemu.policy import DEFAULT
 
 KERNEL, KSMEMU = "kernel", "ksmemu"
 MAX_PAGE_SHARING = 256
@@ -55,7 +56,7 @@ class Engine:
     """One of the two, started for one workload.
 
     Attributes:
-        name: KERNEL or KSMEMU.
+        name: KERNEL, KSMEMU, or the policy that ksmemu goes by instead of its default.
         ksm: its control files.
         pid: the process that scans.
         directory: of a ksmd of ours.
@@ -69,7 +70,7 @@ class Engine:
     @property
     def is_ours(self) -> bool:
         """Whether it is ksmemu."""
-        return self.name == KSMEMU
+        return self.name != KERNEL
 
     @contextlib.contextmanager
     def crew(self, contents: Sequence[Content]) -> Iterator[Crew]:
@@ -130,7 +131,7 @@ def started(name: str, **tunables: int) -> Iterator[Engine]:
     else:
         with (
             tempfile.TemporaryDirectory(prefix="ksmemu-bench-") as folder,
-            Ksmd(Path(folder, "instance")) as ksmd,
+            Ksmd(Path(folder, "instance"), policy=DEFAULT if name == KSMEMU else name) as ksmd,
         ):
             for tunable, value in tunables.items():
                 ksmd.write(tunable, value)

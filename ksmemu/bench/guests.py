@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,18 +33,33 @@ class Guest:
     nr_pages: int
     rank: int
 
+    @property
+    def nr_common(self) -> int:
+        """Pages that are in every guest."""
+        return self.nr_pages // 2
+
+    @property
+    def nr_zeros(self) -> int:
+        """Pages of zeros."""
+        return self.nr_pages // 4
+
+    @property
+    def nr_own(self) -> int:
+        """Pages that no other guest has."""
+        return self.nr_pages - self.nr_common - self.nr_zeros
+
     def fill(self, pages: PageArray) -> None:
         """See Content."""
-        nr_common, nr_zeros = self.nr_pages // 2, self.nr_pages // 4
-        places = self._places([nr_common, self.nr_pages - nr_zeros])
+        first_zero = self.nr_common + self.nr_own
+        places = self._places([self.nr_common, first_zero])
         at = 0
-        for part in _machine_pages(nr_common):
+        for part in _machine_pages(self.nr_common):
             pages[places[at : at + len(part)]] = part
             at += len(part)
-        own: PageArray = np.empty((self.nr_pages - nr_zeros - at, WORDS), dtype=np.uint64)
+        own: PageArray = np.empty((self.nr_own, WORDS), dtype=np.uint64)
         own_random(len(own), self.rank).fill(own)
-        pages[places[at:-nr_zeros]] = own
-        pages[places[-nr_zeros:]] = 0
+        pages[places[at:first_zero]] = own
+        pages[places[first_zero:]] = 0
 
     def _places(self, bounds: list[int]) -> npt.NDArray[np.int64]:
         """Return where each page lies: the runs are those of every guest, in an order of its own.
@@ -63,16 +79,26 @@ class Guest:
 
 def _machine_pages(nr_pages: int) -> Iterator[PageArray]:
     """Yield pages of files that any machine has; where there are too few, made-up ones follow."""
-    files = (path for folder in _FOLDERS for path in sorted(Path(folder).glob("**/*.so*")))
-    for path in dict.fromkeys(path.resolve() for path in files if path.is_file()):
+    seen = set()
+    for path in (path.resolve() for folder in _FOLDERS for path in _libraries(folder)):
         if nr_pages == 0:
             return
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
         nr_here = min(path.stat().st_size // PAGE_SIZE, nr_pages)
         yield np.fromfile(path, np.uint64, count=nr_here * WORDS).reshape(-1, WORDS)
         nr_pages -= nr_here
     rest: PageArray = np.empty((nr_pages, WORDS), dtype=np.uint64)
     own_random(nr_pages, _SEED).fill(rest)
     yield rest
+
+
+def _libraries(folder: str) -> Iterator[Path]:
+    """Yield what is called a shared library, folder by folder: nobody waits for those that are not needed."""
+    for path, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(path, name) for name in sorted(names) if ".so" in name)
 
 
 @functools.cache

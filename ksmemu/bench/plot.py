@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ksmemu.bench.engine import KERNEL, KSMEMU
 from ksmemu.bench.report import Figure, is_cost, number
 from ksmemu.errors import KsmError
 
 _BAR = 0.4
-_COLOURS = {KERNEL: "tab:gray", KSMEMU: "tab:green"}
+_COLOURS = ("tab:gray", "tab:green")
 
 
 def require() -> None:
@@ -21,11 +20,12 @@ def require() -> None:
         raise KsmError(errno.ENOPKG, "--plot needs matplotlib: pip install 'ksmemu[plot]'")
 
 
-def draw(found: Mapping[str, Mapping[str, Figure]], path: Path) -> None:
+def draw(found: Mapping[str, Mapping[str, Figure]], pair: Sequence[str], path: Path) -> None:
     """Draw the costs of all workloads to a PNG file: medians as bars, min to max as lines, ratios in words.
 
     Args:
         found: figures by workload and name.
+        pair: the two engines.
         path: is overwritten.
     """
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415 (an extra; see require())
@@ -39,14 +39,13 @@ def draw(found: Mapping[str, Mapping[str, Figure]], path: Path) -> None:
     canvas = Canvas(figsize=(9, 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = canvas.add_subplot()
     for row, (_, figure) in enumerate(rows):
-        spreads = [(KERNEL, figure.get("kernel")), (KSMEMU, figure.get("ksmemu"))]
-        for place, (engine, spread) in enumerate(spreads):
-            if spread is not None:
+        for place, engine in enumerate(pair):
+            if (spread := figure.spreads.get(engine)) is not None:
                 low, high = spread["median"] - spread["min"], spread["max"] - spread["median"]
                 at = row + (place - 0.5) * _BAR
-                axes.barh(at, spread["median"], _BAR, color=_COLOURS[engine], xerr=[[low], [high]])
-        if "ratio" in figure:
-            axes.text(1.01, row, number(figure["ratio"]), transform=axes.get_yaxis_transform(), va="center")
+                axes.barh(at, spread["median"], _BAR, color=_COLOURS[place], xerr=[[low], [high]])
+        if figure.ratio is not None:
+            axes.text(1.01, row, number(figure.ratio), transform=axes.get_yaxis_transform(), va="center")
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.invert_yaxis()
     axes.set_xscale("log")

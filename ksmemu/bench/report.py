@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import TypedDict
 
-from ksmemu.bench.engine import KERNEL, KSMEMU
 from ksmemu.bench.rounds import Rounds
 
 _COSTS = ("_s", "_ms", "_us", "_ns")
@@ -22,18 +22,27 @@ class Spread(TypedDict):
     rounds: list[float]
 
 
-class Figure(TypedDict, total=False):
-    """One figure of one workload. The ratio is there where both engines have a cost."""
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of one workload.
 
-    kernel: Spread
-    ksmemu: Spread
-    ratio: float
+    Attributes:
+        spreads: by engine.
+        ratio: of the first engine to the second; None: one of them has none, or it is no cost.
+    """
+
+    spreads: Mapping[str, Spread]
+    ratio: float | None
+
+    def as_json(self) -> dict[str, object]:
+        """Return it by the names of the engines, and `ratio`."""
+        return {**self.spreads, **({} if self.ratio is None else {"ratio": self.ratio})}
 
 
 def summarise(rounds: Rounds) -> dict[str, Figure]:
     """Return each figure of a workload by name.
 
-    The ratio is kernel / ksmemu, the median of those of the rounds: what ran side by side is compared.
+    The ratio is the median of those of the rounds: what ran side by side is compared.
     """
     names = dict.fromkeys(name for found in rounds.values() for figures in found for name in figures)
     return {name: _figure(name, rounds) for name in names}
@@ -45,16 +54,12 @@ def _figure(name: str, rounds: Rounds) -> Figure:
         for engine, several in rounds.items()
         if several and name in several[0]
     }
-    figure: Figure = {}
-    if KERNEL in found:
-        figure["kernel"] = _spread(found[KERNEL])
-    if KSMEMU in found:
-        figure["ksmemu"] = _spread(found[KSMEMU])
+    ratio = None
     if len(found) == 2 and is_cost(name):
-        pairs = list(zip(found[KERNEL], found[KSMEMU], strict=True))
+        pairs = list(zip(*found.values(), strict=True))
         if all(own > 0 for _, own in pairs):
-            figure["ratio"] = median(kernel / own for kernel, own in pairs)
-    return figure
+            ratio = median(other / own for other, own in pairs)
+    return Figure({engine: _spread(values) for engine, values in found.items()}, ratio)
 
 
 def is_cost(name: str) -> bool:
@@ -66,24 +71,29 @@ def _spread(values: Sequence[float]) -> Spread:
     return {"median": median(values), "min": min(values), "max": max(values), "rounds": list(values)}
 
 
-def heading() -> str:
-    """Return the line above the table."""
-    return _line("", "kernel", "ksmemu", "kernel/ksmemu")
+def heading(pair: Sequence[str]) -> str:
+    """Return the line above the table of two engines."""
+    first, second = pair
+    ratio = f"{first}/{second}"
+    return _line("", first, second, ratio if len(ratio) < _RATIO_WIDTH else "ratio")
 
 
-def block(title: str, figures: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield the lines of one workload: median (min to max) of each engine, and the ratio."""
+def block(title: str, figures: Mapping[str, Figure], pair: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of one workload: median (min to max) of each of two engines, and the ratio."""
     yield title
     for label, figure in figures.items():
-        ratio = f"{figure['ratio']:.3g}" if "ratio" in figure else ""
-        yield _line(f"  {label}", _cell(figure.get("kernel")), _cell(figure.get("ksmemu")), ratio)
+        ratio = "" if figure.ratio is None else f"{figure.ratio:.3g}"
+        first, second = (_cell(figure.spreads.get(engine)) for engine in pair)
+        yield _line(f"  {label}", first, second, ratio)
     left = figures.get("left_pages")
-    if left and left["ksmemu"]["max"]:
+    if left and any(spread["max"] for spread in left.spreads.values()):
         yield "  (vm.max_map_count ended it early: ksmemu shared less than it could)"
 
 
-def _line(name: str, kernel: str, own: str, ratio: str) -> str:
-    return f"{name:<{_NAME_WIDTH}}{kernel:>{_CELL_WIDTH}}{own:>{_CELL_WIDTH}}{ratio:>{_RATIO_WIDTH}}".rstrip()
+def _line(name: str, first: str, second: str, ratio: str) -> str:
+    return (
+        f"{name:<{_NAME_WIDTH}}{first:>{_CELL_WIDTH}}{second:>{_CELL_WIDTH}}{ratio:>{_RATIO_WIDTH}}".rstrip()
+    )
 
 
 def _cell(spread: Spread | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ksmemu.bench.engine import started
+from ksmemu.bench.engine import KERNEL, KSMEMU, started
 from ksmemu.bench.figures import Figures
 from ksmemu.bench.workloads import Workload
 
@@ -28,7 +28,9 @@ def measure(
     Raises:
         OSError: an engine could not be started, or did not reach what was to be reached.
     """
-    found: dict[str, list[Figures]] = {name: [] for name in engines if name in workload.engines}
+    found: dict[str, list[Figures]] = {
+        name: [] for name in engines if (KERNEL if name == KERNEL else KSMEMU) in workload.engines
+    }
     # One more than there are: the kernel notices the end of a scan only when it looks for the next page.
     tunables = {"pages_to_scan": workload.nr_pages + 1, "sleep_millisecs": 0, **workload.tunables}
     for number in range(min(nr_rounds, workload.most_rounds)):

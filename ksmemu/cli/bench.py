@@ -12,7 +12,7 @@ from ksmemu.bench import kernel_ksm, plot, report
 from ksmemu.bench.engine import KERNEL, KSMEMU
 from ksmemu.bench.rounds import measure, nr_runs
 from ksmemu.bench.workloads import SIZES, workloads
-from ksmemu.cli.options import json_option
+from ksmemu.cli.options import json_option, policy_option
 from ksmemu.cli.output import echo_json, progress
 
 
@@ -42,6 +42,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--size", "sizes", multiple=True, type=Size(), help="MiB of each worker of a workload.")
 @click.option("--image", "images", multiple=True, type=_FILE, help="Raw memory image for `images`.")
 @click.option("--alone", is_flag=True, help="Leave the kernel's own KSM alone.")
+@policy_option("Compare ksmemu with what it is by another policy.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw it to a PNG file.")
 @json_option
 def bench(  # noqa: PLR0913, PLR0917 (an option each)
@@ -50,39 +51,42 @@ def bench(  # noqa: PLR0913, PLR0917 (an option each)
     sizes: Sequence[tuple[str, int]],
     images: Sequence[Path],
     alone: bool,  # noqa: FBT001 (click passes it by name)
+    policy: str | None,
     picture: Path | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Run workloads on ksmemu and, as root, on the kernel's own KSM; all, or those that are named.
 
-    Both scan at full speed. Only ratios say something: more than 1 means that ksmemu costs less.
+    Both scan at full speed. Only ratios say something: more than 1 means that the second one costs less.
     """
     known = workloads({**SIZES, **dict(sizes)}, images)
     if unknown := [name for name in names if name not in known]:
         raise click.UsageError(f"no workload {unknown[0]!r}: there are {', '.join(known)}")
     if picture is not None:
         plot.require()
-    engines = [KSMEMU] if alone or not kernel_ksm.is_there() else [KERNEL, KSMEMU]
+    pair = (KERNEL, KSMEMU) if policy is None else (KSMEMU, policy)
+    engines = [KSMEMU] if policy is None and (alone or not kernel_ksm.is_there()) else list(pair)
     if not as_json:
-        _echo_head(engines, rounds)
+        _echo_head(engines, pair, rounds)
     found = {}
     for name in names or known:
         with progress(name, nr_runs(known[name], engines, rounds)) as advance:
             found[name] = report.summarise(measure(known[name], engines, rounds, advance))
         if not as_json:
-            click.echo("\n".join(report.block(f"{name}: {known[name]}", found[name])))
+            click.echo("\n".join(report.block(f"{name}: {known[name]}", found[name], pair)))
     if picture is not None:
-        plot.draw(found, picture)
+        plot.draw(found, pair, picture)
     if as_json:
+        figures = {name: {label: f.as_json() for label, f in of.items()} for name, of in found.items()}
         about = {name: str(known[name]) for name in found}
-        echo_json({"kernel": os.uname().release, "cpus": _nr_cpus(), "about": about, "figures": found})
+        echo_json({"kernel": os.uname().release, "cpus": _nr_cpus(), "about": about, "figures": figures})
 
 
-def _echo_head(engines: Sequence[str], rounds: int) -> None:
+def _echo_head(engines: Sequence[str], pair: Sequence[str], rounds: int) -> None:
     click.echo(f"Linux {os.uname().release}, {_nr_cpus()} CPUs, rounds: {rounds}; median (min to max)")
-    if KERNEL not in engines:
+    if engines == [KSMEMU]:
         click.echo("ksmemu alone: the kernel's own KSM takes CONFIG_KSM, root, and no --alone")
-    click.echo(report.heading())
+    click.echo(report.heading(pair))
 
 
 def _nr_cpus() -> int:

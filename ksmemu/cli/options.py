@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from ksmemu import domain_key
+from ksmemu import domain_key, policy
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.tunables import Action, Tunable
 from ksmemu.errors import KsmError
@@ -43,8 +43,29 @@ directory_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
 
+class _Policy(click.ParamType[str]):
+    """One of ksmemu.policy."""
+
+    name = "NAME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it as it is."""
+        try:
+            policy.load(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def policy_option(text: str, default: str | None = None) -> Callable[[T], T]:
+    """Add --policy."""
+    return click.option("--policy", type=_Policy(), default=default, show_default=True, help=text)
+
+
 def setup_options(command: T) -> T:
     """Add the options of a Setup."""
+    names = f"{', '.join(policy.POLICIES)}, or MODULE:CLASS"
+    command = policy_option(f"What to try to merge, and when: {names}.", policy.DEFAULT)(command)
     for name, text in reversed(_SETUP.items()):
         command = click.option(f"--{name.replace('_', '-')}", is_flag=True, help=text)(command)
     return command

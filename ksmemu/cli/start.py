@@ -15,8 +15,8 @@ from ksmemu.instance import Instance
 @directory_option
 @click.argument("settings", nargs=-1, type=Setting(), metavar="[NAME=VALUE]...")
 @setup_options
-def start(directory: str | None, settings: tuple[tuple[str, int], ...], **setup: bool) -> None:
+def start(directory: str | None, settings: tuple[tuple[str, int], ...], policy: str, **setup: bool) -> None:
     """Start ksmd in the background, with tunables set as given."""
     with usage_errors(), waiting("starting"):
-        pid = start_detached(directory, dict(settings), Setup(**setup))
+        pid = start_detached(directory, dict(settings), Setup(policy=policy, **setup))
     click.echo(f"ksmd {pid} serves {Instance.resolve(directory).directory}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from ksmemu import policy
 from ksmemu.control.files import files_of
 from ksmemu.control.launch import checked, last_log_line, launch
 from ksmemu.control.setup import Setup
@@ -205,7 +206,7 @@ class Ksmd(RunningKsmd):
 
     Args:
         directory: of the instance; None is what Instance.resolve() finds.
-        fuse, rfc2009, events, all_users, fills_only, secure: as control.setup.Setup has them.
+        fuse, rfc2009, events, all_users, fills_only, secure, policy: as control.setup.Setup has them.
         tunables: control files whose first value is not the kernel's default; `run=1` to scan.
     Raises:
         ValueError: an unknown tunable or a value it never has; what a Setup refuses.
@@ -223,6 +224,7 @@ class Ksmd(RunningKsmd):
         all_users: bool = False,
         fills_only: bool = False,
         secure: bool = False,
+        policy: str = policy.DEFAULT,
         **tunables: int,
     ) -> None:
         setup = Setup(
@@ -232,6 +234,7 @@ class Ksmd(RunningKsmd):
             all_users=all_users,
             fills_only=fills_only,
             secure=secure,
+            policy=policy,
         )
         instance = Instance.resolve(directory)
         in_ksmd, self._lifeline = os.pipe()

@@ -61,7 +61,7 @@ def launch(
         *settings,
     ]
     command += [f"--ready-fd={ready_in_ksmd}"]
-    command += [f"--with={name}" for name in setup.names()]
+    command += setup.options()
     command += [] if lifeline is None else [f"--lifeline-fd={lifeline}"]
     with os.fdopen(ready, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as early_stderr:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from ksmemu import policy
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -22,17 +24,26 @@ class Setup:
     """Merge nothing but pages of zeros and of 0xff: that tells nobody what another page holds."""
     secure: bool = False
     """Share, but do not show it: a page without a partner gets a frame as one with a partner does."""
+    policy: str = policy.DEFAULT
+    """What to try to merge, and when: see ksmemu.policy."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be had together.
 
         Raises:
-            ValueError: more than one of rfc2009, fills_only and secure.
+            ValueError: more than one of rfc2009, fills_only and secure; a policy beside rfc2009 or secure;
+                no such policy.
         """
+        policy.load(self.policy)
         rules = [name for name in ("rfc2009", "fills_only", "secure") if getattr(self, name)]
         if len(rules) > 1:
             raise ValueError(f"not together: {' and '.join(rules)}")
+        if self.policy != policy.DEFAULT and (self.rfc2009 or self.secure):
+            raise ValueError(f"not together: {rules[0]} and policy {self.policy}")
 
-    def names(self) -> Iterator[str]:
-        """Yield the names of what holds: Setup(**dict.fromkeys(names, True)) is the same again."""
-        return (field.name for field in fields(self) if getattr(self, field.name))
+    def options(self) -> Iterator[str]:
+        """Yield it as options of `python -m ksmemu.ksmd`."""
+        yield f"--policy={self.policy}"
+        for field in fields(self):
+            if getattr(self, field.name) is True:
+                yield f"--with={field.name}"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import click
 
 from ksmemu import _core, features
+from ksmemu import policy as policies
 from ksmemu.control.setup import Setup
 from ksmemu.instance import Claim, Instance
 from ksmemu.ksmd.daemon import Daemon, stop_on_signals
@@ -76,6 +77,7 @@ def _serve(
     help="How to learn of writes; default: the best that the kernel has.",
 )
 @click.option("--with", "names", multiple=True, metavar="NAME", help="What a Setup has besides.")
+@click.option("--policy", default=policies.DEFAULT, help="What to try to merge, and when.")
 def main(  # noqa: PLR0913, PLR0917 (the options)
     directory: str,
     settings: tuple[str, ...],
@@ -83,14 +85,16 @@ def main(  # noqa: PLR0913, PLR0917 (the options)
     lifeline_fd: int | None,
     tracker: str,
     names: tuple[str, ...],
+    policy: str,
 ) -> None:
     """Scan the memory of the workers that attach, and merge what is equal."""
-    setup = Setup(**dict.fromkeys(names, True))
+    setup = Setup(policy=policy, **dict.fromkeys(names, True))
     try:
         features.require()
         if setup.fuse:
             features.require_fuse()
-        new_daemon = functools.partial(Daemon, setup=setup, tracks=tracker == "written")
+        tracks = tracker == "written" and not policies.load(policy).reads_all
+        new_daemon = functools.partial(Daemon, setup=setup, tracks=tracks)
         new_claim = functools.partial(Instance.resolve(directory).claim, all_users=setup.all_users)
         _serve(new_claim, _tunables(settings), new_daemon, ready_fd, lifeline_fd)
     except OSError as error:

@@ -26,6 +26,7 @@ from ksmemu.ksmd.stable import Stable
 from ksmemu.ksmd.table import Fingerprints, low_half
 from ksmemu.ksmd.unstable import Unstable
 from ksmemu.ksmd.worker import Order, Worker
+from ksmemu.policy import Policy
 from ksmemu.units import PAGE_SIZE
 
 _MARKS = np.arange(1, wire.MAX_NODES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -95,12 +96,16 @@ class Domain:
         rules: shared with the other domains.
         trace: where its events go, when they are on.
         threads: that read pages.
+        policy: what to try to merge, and when.
     """
 
-    def __init__(self, key: Key, number: int, rules: Rules, trace: Trace, threads: Executor) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 (what domains share, an argument each)
+        self, key: Key, number: int, rules: Rules, trace: Trace, threads: Executor, policy: Policy
+    ) -> None:
         self.key = key
         self.number = number
         self.rules = rules
+        self.policy = policy
         self.checksum = Checksum(threads)
         self.pool = Pool()
         self.slots: dict[int, MmSlot] = {}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ksmemu import policy
 from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.procfs import Process
 from ksmemu.control.setup import Setup
@@ -63,6 +64,7 @@ class Domains:
         self.trace = Trace(trace)
         self.full_scans = 0
         self._new_tracker = new_tracker
+        self._new_policy = policy.load(setup.policy)
         self._rfc2009 = setup.rfc2009
         self._threads = new_threads()
         self._turns: dict[Key, _Turn] = {}
@@ -94,7 +96,7 @@ class Domains:
     def _new(self, key: Key) -> _Turn:
         taken = {domain.number for domain in self}
         number = next(number for number in itertools.count() if number not in taken)
-        domain = Domain(key, number, self.rules, self.trace, self._threads)
+        domain = Domain(key, number, self.rules, self.trace, self._threads, self._new_policy())
         mmlist = Mmlist(domain) if self._rfc2009 else None
         return _Turn(next(self._serials), domain, Scan(domain, self._new_tracker(domain), mmlist), mmlist)
 

@@ -17,6 +17,7 @@ from ksmemu.ksmd.ranges import Pages, from_core
 from ksmemu.ksmd.rmap import Rmap, State
 from ksmemu.ksmd.stretch import Mask, Stretch
 from ksmemu.ksmd.table import Fingerprints, low_half
+from ksmemu.policy import Policy, Seen
 from ksmemu.units import PAGE_SIZE
 
 _SPAN_GAP = 512
@@ -88,22 +89,27 @@ class ChecksumTracker:
         return written
 
 
-def harvest(tracker: Tracker, slot: MmSlot, stretch: Stretch, skipped: Mask) -> Pages:
+def harvest(tracker: Tracker, slot: MmSlot, stretch: Stretch, skipped: Mask, policy: Policy) -> Pages:
     """Bring the books of tracked pages up to date with what was written.
 
     Pages that were written are WRITTEN; one that waited as UNSTABLE leaves the unstable table by that. A
     skipped page that was written is to be looked at by a later scan: until then it is UNSEEN.
 
     Returns:
-        The pages that were quiet for a full scan and have no fingerprint yet.
+        The pages to read now: by default those that were quiet for a full scan and have no fingerprint yet.
     """
     rmap = slot.rmap
     written = tracker.written(slot, stretch)
     rmap.forget_obstacles(stretch, written)
-    settled = rmap.in_states(stretch, State.WRITTEN, State.WRITTEN) & ~(written | skipped)
+    quiet = rmap.in_states(stretch, State.WRITTEN, State.WRITTEN) & ~(written | skipped)
+    candidates = policy.candidates(
+        Seen(written, quiet, skipped, lambda: rmap.in_states(stretch, State.NEW, State.NEW))
+    )
     for which, before, after in _moving(rmap, stretch, written, skipped):
         rmap.move_some(stretch, which, before, after)
-    return stretch.pages(settled)
+    if np.count_nonzero(candidates):  # whatever the policy says: others are not to be had
+        candidates = candidates & rmap.in_states(stretch, State.WRITTEN, State.WRITTEN)
+    return stretch.pages(candidates)
 
 
 def _moving(rmap: Rmap, stretch: Stretch, written: Mask, skipped: Mask) -> list[tuple[Mask, State, State]]:

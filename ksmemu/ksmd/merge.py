@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +51,26 @@ def merge(domain: Domain, candidates: Candidates) -> None:
     claims = match(left, domain.stable, domain.unstable, domain.rules.max_page_sharing)
     domain.unstable.add(claims.waiting_fingerprints, claims.waiting)
     _order(domain, claims.known, claims.frames)
-    for portion in claims.portions(_PORTION):
+    for portion in _choose(domain, claims).portions(_PORTION):
         _share(domain, portion)
+
+
+def _choose(domain: Domain, claims: Claims) -> Claims:
+    """Leave out the new contents that the policy does not want; their pages wait for more of the same."""
+    chosen = domain.policy.chosen(np.bincount(claims.number, minlength=len(claims.leaders)))
+    if chosen.all():
+        return claims
+    is_left = ~chosen[claims.number]
+    left, fingerprints = claims.members[is_left], claims.fingerprints[claims.number[is_left]]
+    are_not_waiting = _is_settled(domain, left)
+    domain.unstable.add(fingerprints[are_not_waiting], left[are_not_waiting])
+    return replace(
+        claims,
+        members=claims.members[~is_left],
+        number=(np.cumsum(chosen) - 1)[claims.number[~is_left]],
+        leaders=claims.leaders[chosen],
+        fingerprints=claims.fingerprints[chosen],
+    )
 
 
 def _share_all(domain: Domain, where: Places, fingerprints: Fingerprints) -> None:

@@ -6,7 +6,7 @@ again until it is written: the cost of a scan follows what was written, not what
 
 from __future__ import annotations
 
-import bisect
+import contextlib
 import logging
 from collections import deque
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from ksmemu.ksmd.ranges import Pages, distinct, union
 from ksmemu.ksmd.rmap import Rmap, State
 from ksmemu.ksmd.stretch import Stretch
 from ksmemu.ksmd.table import Fingerprints, low_half
+from ksmemu.policy import Space
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Scan:
         self._domain = domain
         self._tracker = tracker
         self._mmlist = mmlist
-        self._slot_id = 0  # ids ascend: the cursor is at the first space whose id is not smaller
+        self._route: deque[int] = deque()  # spaces that are ahead; the cursor is in the first
+        self._laid: set[int] = set()  # all that this full scan has had on its route
         self._page = 0
         self._gaps = NO_GAPS  # that opened in the full scan before
         self._passed_over = NO_GAPS[0]  # contents whose match awaits a page that was skipped
@@ -84,7 +86,7 @@ class Scan:
         domain = self._domain
         slot = self._next_slot()
         if slot is None:
-            self._slot_id = self._page = 0
+            self._laid.clear()
             return 0, True
         if self._mmlist is not None and self._page == 0 and not self._mmlist.visit(slot):
             return 0, self._go_on_after(slot)
@@ -114,20 +116,30 @@ class Scan:
 
     def _go_on_after(self, slot: MmSlot) -> bool:
         """Take the cursor to the next space; return whether a full scan has ended."""
-        self._slot_id, self._page = slot.id + 1, 0
-        if self._next_slot() is None:
-            self._slot_id = 0
-        return self._slot_id == 0
+        if self._route and self._route[0] == slot.id:
+            self._route.popleft()
+        self._page = 0
+        if self._next_slot() is not None:
+            return False
+        self._laid.clear()
+        return True
 
     def _next_slot(self) -> MmSlot | None:
-        """Return the space at the cursor, or the next one where that one has gone."""
-        ids = list(self._domain.slots)
-        at = bisect.bisect_left(ids, self._slot_id)
-        if at == len(ids):
-            return None
-        if ids[at] > self._slot_id:
-            self._slot_id, self._page = ids[at], 0
-        return self._domain.slots[ids[at]]
+        """Return the space at the cursor, or the next one where that one has gone; None: all were scanned."""
+        slots = self._domain.slots
+        while self._route or self._lay_route():
+            if self._route[0] in slots:
+                return slots[self._route[0]]
+            self._route.popleft()
+            self._page = 0
+        return None
+
+    def _lay_route(self) -> bool:
+        """Put all spaces on the route that this full scan has not had yet; return whether there are any."""
+        came = [_space_of(slot) for slot in self._domain.slots.values() if slot.id not in self._laid]
+        self._route += [space.number for space in self._domain.policy.order(came)]
+        self._laid |= {space.number for space in came}
+        return len(self._route) > 0
 
     def end(self) -> None:
         """Match and order the rest of a full scan, and pages that wait for room or for one that was skipped.
@@ -162,7 +174,9 @@ class Scan:
 
     def restart(self) -> None:
         """Begin at the first space again, with nothing found."""
-        self._slot_id = self._page = 0
+        self._route.clear()
+        self._laid.clear()
+        self._page = 0
         for reading in self._readings:
             reading.fingerprints.drop()
         self._readings.clear()
@@ -199,7 +213,9 @@ class Scan:
     def _harvest(self, slot: MmSlot, stretch: Stretch) -> int:
         """Learn what was written, and fingerprint what was not; return how many pages were skipped."""
         skipped = smart.skip(slot.rmap, stretch) if self._domain.rules.smart_scan else stretch.none()
-        self._become_candidates(slot, stretch, harvest(self._tracker, slot, stretch, skipped))
+        self._become_candidates(
+            slot, stretch, harvest(self._tracker, slot, stretch, skipped, self._domain.policy)
+        )
         return int(np.count_nonzero(skipped))
 
     def _rehome_broken(self, slot: MmSlot, stretch: Stretch) -> int:
@@ -261,3 +277,12 @@ class Scan:
         slot.rmap.tag[pages] = checksums
         self._found.append(_Found(places(slot.id, pages), fingerprints, changed))
         self._nr_candidates += len(pages)
+
+
+def _space_of(slot: MmSlot) -> Space:
+    """Return what a policy is told of a space, with the data that it has got since the scan came by."""
+    rmap = slot.rmap
+    with contextlib.suppress(OSError):  # it is dying: the scan finds that too
+        if slot.has_unseen_data():
+            slot.discover()
+    return Space(slot.id, rmap.nr_own + rmap.nr_merged, int(rmap.counts[State.NEW]), rmap.nr_merged)

@@ -20,7 +20,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from ksmemu import _core, room, wire
+from ksmemu import _core, room, shared_object, wire
 from ksmemu.domain_key import checked_label, default_label
 from ksmemu.instance import Instance
 from ksmemu.intervals import Interval
@@ -85,6 +85,7 @@ class AddressSpace:
         self.node = node
         self.domain = default_label() if domain is None else checked_label(domain)
         self._lock = threading.RLock()
+        self._noreserve = noreserve
         limit = _ADDRESS_LIMIT - PAGE_SIZE if noreserve else room.memory_bytes()
         if self.size > limit:
             raise _error(errno.ENOMEM, f"{size} bytes are beyond what memory can hold")
@@ -314,7 +315,9 @@ class AddressSpace:
             return
         if self._own is None:
             place = Place(self._instance, self.domain)
-            self._own = OwnObject(place, self.start, self.size, self.node, self._vmas)
+            # No file system could promise room for what is not reserved.
+            own = shared_object.create_memfd(self.size) if self._noreserve else None
+            self._own = OwnObject(place, self.start, self.size, self.node, self._vmas, own=own)
         self._own.advise(vma, from_outside=from_outside)
 
     def _unadvise(self, vma: Vma, *, refused: bool) -> None:
@@ -344,6 +347,14 @@ class AddressSpace:
             self._check_open()
             for vma in list(self._vmas):
                 self.madvise(vma.start, len(vma), advice)
+
+    def madvise_rest(self) -> None:
+        """Make everything mergeable of which the process has not said anything; errors as madvise()."""
+        with self._lock:
+            self._check_open()
+            for vma in list(self._vmas):
+                if not vma.value.refused:
+                    self._advise(vma)
 
     def merge_from_outside(self, *, on: bool) -> None:
         """Obey merge_pid, or with off unmerge_pid: where this process has said nothing itself.

@@ -11,6 +11,7 @@ import threading
 
 from ksmemu.mm import attach, flags, merge_pid, spaces
 from ksmemu.mm.address_space import AddressSpace
+from ksmemu.mm.arena import arena
 
 _forking = threading.RLock()
 _held: list[AddressSpace] = []
@@ -19,6 +20,7 @@ _held: list[AddressSpace] = []
 
 def _before() -> None:
     _forking.acquire()
+    arena.before_fork()
     for space in spaces.every():
         space.before_fork()
         _held.append(space)
@@ -29,6 +31,7 @@ def _in_parent() -> None:
     attach.after_fork_in_parent()
     while _held:
         _held.pop().after_fork_in_parent()
+    arena.after_fork_in_parent()
     _forking.release()
 
 
@@ -39,6 +42,7 @@ def _in_child() -> None:
     _held.clear()
     for space in spaces.every():
         space.after_fork_in_child()
+    arena.after_fork_in_child()
     flags.forget_in_child()
     merge_pid.forget_in_child()
 

@@ -28,19 +28,22 @@ from ksmemu.wire import ReportKind
 class OwnObject:
     """The shared-memory object behind [start, start + size), registered with a ksmd as `id`.
 
-    The space's lock is held around every call.
+    The space's lock is held around every call. Without `own` an object is made that can hold all of it.
 
     Raises:
         NotRunningError, ForeignInstanceError, KernelLacksError, KsmError: nothing is left behind.
     """
 
-    def __init__(self, place: Place, start: int, size: int, node: int, vmas: VmaMap) -> None:
+    def __init__(  # noqa: PLR0913 (what it is of)
+        self, place: Place, start: int, size: int, node: int, vmas: VmaMap, *, own: int | None
+    ) -> None:
         self._vmas = vmas
         self._nodes = IntervalMap[int]()  # as ksmd knows them
         self._nodes.put(start, start + size, node)
         self._protections = b""  # as the agent knows them
         try:
-            self._attach(place, start, size, node, shared_object.create(size, size))
+            own = shared_object.create(size, size) if own is None else own
+            self._attach(place, start, size, node, own)
         except KsmError as error:
             if error.errno != errno.ENOSPC:
                 raise

@@ -41,11 +41,15 @@ class VmaMap(IntervalMap[Flags]):
 
     def mergeable(self) -> bytes:
         """Return where ksmd's orders are obeyed, the mergeable ranges, as pairs of uint64 for the core."""
-        ranges = IntervalMap[bool]()
+        bounds: list[int] = []
         for vma in self:
-            if vma.value.mergeable or vma.value.unshareable:
-                ranges.put(vma.start, vma.end, True)
-        return np.array([(item.start, item.end) for item in ranges], dtype=np.uint64).tobytes()
+            if not (vma.value.mergeable or vma.value.unshareable):
+                continue
+            if bounds and bounds[-1] == vma.start:
+                bounds[-1] = vma.end
+            else:
+                bounds += (vma.start, vma.end)
+        return np.array(bounds, dtype=np.uint64).tobytes()
 
     def protections(self) -> bytes:
         """Return where not all is allowed: triples of uint64 (start, end, PROT_*), as the core takes them."""

@@ -113,24 +113,24 @@ def _run(directory, *files):
     )
 
 
-def _assert_one_line(run, *parts):
-    assert (run.returncode, run.stdout) == (1, b"")
+def _assert_one_line(run, status, *parts):
+    assert (run.returncode, run.stdout) == (status, b"")
     assert run.stderr.count(b"\n") == 1
     for part in parts:
         assert part.encode() in run.stderr
 
 
-def test_a_file_that_is_missing_or_empty_is_one_line_and_status_1(ksmd, images, tmp_path):
+def test_a_file_that_is_missing_or_empty_is_one_line_and_status_2(ksmd, images, tmp_path):
     missing, empty = tmp_path / "missing.raw", tmp_path / "empty.raw"
     empty.touch()
-    _assert_one_line(_run(ksmd.directory, images[0], missing), str(missing), "No such file")
-    _assert_one_line(_run(ksmd.directory, images[0], empty), str(empty), "is empty")
-    _assert_one_line(_run(ksmd.directory, tmp_path), str(tmp_path), "directory")
+    _assert_one_line(_run(ksmd.directory, images[0], missing), 2, str(missing), "does not exist")
+    _assert_one_line(_run(ksmd.directory, images[0], empty), 2, str(empty), "is empty")
+    _assert_one_line(_run(ksmd.directory, tmp_path), 2, str(tmp_path), "directory")
     wait_until(lambda: ksmd.read("workers") == 0)
 
 
 def test_without_a_ksmd_it_says_which_one_is_missing(images, tmp_path):
-    _assert_one_line(_run(tmp_path / "nowhere", images[0]), str(tmp_path / "nowhere"), "no ksmd")
+    _assert_one_line(_run(tmp_path / "nowhere", images[0]), 1, str(tmp_path / "nowhere"), "no ksmd")
 
 
 def test_usage_is_status_2(tmp_path):

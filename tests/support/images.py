@@ -1,4 +1,4 @@
-"""Image workers as programs: started, asked line by line under a deadline, ended."""
+"""Workers as programs: started, asked line by line under a deadline, ended."""
 
 import hashlib
 import os
@@ -12,17 +12,20 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 DEADLINE = 30.0
 
 
-class ImageWorker:
-    """`python -m workers.image FILE…`, ready to be asked; leaving the context ends it."""
+class WorkerProgram:
+    """`python -m workers.NAME …`, ready to be asked; leaving the context ends it."""
 
-    def __init__(self, directory, *files):
-        command = [sys.executable, "-m", "workers.image", *map(str, files), "--dir", str(directory)]
+    def __init__(self, name, directory, *arguments):
+        command = [sys.executable, "-m", f"workers.{name}", *map(str, arguments), "--dir", str(directory)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self.pid = self.process.pid
         self._received = b""
+
+    def wait_ready(self):
         assert self.answer() == f"ready {self.pid}"
+        return self
 
     def ask(self, line):
         """Send a line and return its answer; any second line would be taken for the next answer."""
@@ -45,7 +48,7 @@ class ImageWorker:
         return self.process.wait(DEADLINE), said
 
     def __enter__(self):
-        return self
+        return self.wait_ready()
 
     def __exit__(self, *_):
         self.process.stdin.close()
@@ -55,6 +58,13 @@ class ImageWorker:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+
+
+class ImageWorker(WorkerProgram):
+    """`python -m workers.image FILE…`."""
+
+    def __init__(self, directory, *files):
+        super().__init__("image", directory, *files)
 
 
 def padded(data):

@@ -101,6 +101,30 @@ def test_modes_that_exclude_each_other_are_a_usage_error(ksmemu):
     assert "not together: fills_only and secure" in ended.stderr
 
 
+@pytest.mark.parametrize("verb", ["start", "bench"])
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ("best", "written, checksum, hints, and MODULE:CLASS"),
+        ("no.such:Policy", "No module named"),
+        ("ksmemu.policy:Best", "no attribute"),
+        ("ksmemu.policy:Seen", "no ksmemu.policy.Policy"),
+    ],
+)
+def test_a_policy_that_is_none_is_a_usage_error(ksmemu, verb, policy, why):
+    ended = ksmemu(verb, "--policy", policy)
+    assert ended.returncode == 2
+    assert why in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("mode", ["--secure", "--rfc2009"])
+def test_a_policy_that_a_mode_rules_out_is_a_usage_error(ksmemu, mode):
+    ended = ksmemu("start", mode, "--policy", "hints")
+    assert ended.returncode == 2
+    assert f"not together: {mode[2:]} and policy hints" in ended.stderr
+
+
 def test_start_with_events_has_them_from_the_first_scan_on(ksmemu, instance):
     assert ksmemu("start", "--events").returncode == 0
     try:

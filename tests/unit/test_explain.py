@@ -20,6 +20,7 @@ from ksmemu.ksmd.explain import explain, partners
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.place import places
 from ksmemu.ksmd.rmap import Obstacle, State
+from ksmemu.policy import Policy
 from tests.support.examples import quick
 
 NR_PAGES = 1031
@@ -31,7 +32,7 @@ def books(*slots, limit=3, across_nodes=True):
     """Yield a domain with spaces of these nodes."""
     rules = Rules(max_page_sharing=limit, merge_across_nodes=across_nodes)
     threads = new_threads()
-    domain = Domain(Key(0), 0, rules, Trace(Path("no trace")), threads)
+    domain = Domain(Key(0), 0, rules, Trace(Path("no trace")), threads, Policy())
     for number, node in enumerate(slots, 1):
         domain.slots[number] = MmSlot(number, 0, NR_PAGES, os.memfd_create("own"), -1, node)
         domain.slots[number].advised.put(0, NR_PAGES, True)

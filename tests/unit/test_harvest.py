@@ -9,6 +9,7 @@ from ksmemu.ksmd.harvest import harvest
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.rmap import CHUNK, State
 from ksmemu.ksmd.stretch import Stretch
+from ksmemu.policy import Policy
 
 STATES = [state for state in State if state is not State.ABSENT]
 CASES = list(itertools.product(STATES, [False, True], [False, True]))
@@ -58,7 +59,7 @@ def test_a_page_goes_where_its_state_and_its_visit_say(slot, index):
     pages = np.arange(len(CASES)) + FIRST
     written = pages[[case[1] for case in CASES]]
     skipped = np.isin(stretch.pages(~stretch.none()), pages[[case[2] for case in CASES]])
-    settled = harvest(Told(written), slot, stretch, skipped)
+    settled = harvest(Told(written), slot, stretch, skipped, Policy())
     expected = [after(*case) for case in CASES]
     assert slot.rmap.state[pages].tolist() == expected
     assert np.count_nonzero(slot.rmap.state) == len(CASES)

@@ -1,0 +1,97 @@
+"""`ksmemu estimate`: what merging would save, without merging."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ksmemu.cli.options import json_option
+from ksmemu.cli.output import echo_json, progress, size
+from ksmemu.estimate.fingerprint import Fingerprinter
+from ksmemu.estimate.saving import Saving, saving
+from ksmemu.estimate.source import Source, open_file, open_process
+from ksmemu.units import PAGE_SIZE
+
+_NAME_WIDTH = 28
+_WRONG = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA, errno.ESRCH)
+"""What somebody who named another file or process would not have met."""
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="FILE|PID...")
+@click.option(
+    "--max-page-sharing", default=256, type=click.IntRange(2), show_default=True, help="Pages on one frame."
+)
+@json_option
+def estimate(names: Sequence[str], max_page_sharing: int, as_json: bool) -> None:  # noqa: FBT001 (by name)
+    """Say what merging would save, without merging: of raw images, and of processes.
+
+    A number is a process; a file of that name is ./NUMBER. Of a process its anonymous pages are read, as they
+    are now. Each line is of one alone; the last is of all together, and of what they share with each other.
+    """
+    with contextlib.ExitStack() as undo:
+        sources = [undo.enter_context(_open(name)) for name in names]
+        if not (nr_pages := sum(source.nr_pages for source in sources)):
+            raise click.UsageError("there is no page to look at")
+        fingerprinter = Fingerprinter()
+        with progress("reading", nr_pages) as advance:
+            parts = fingerprinter.take(sources, advance)
+    alone = [saving(part, fingerprinter.zero, max_page_sharing) for part in parts]
+    everything = parts[0].base if isinstance(parts[0].base, np.ndarray) else parts[0]
+    across = saving(everything, fingerprinter.zero, max_page_sharing)
+    if as_json:
+        _echo_json(sources, alone, across, max_page_sharing)
+    else:
+        _echo_table(sources, alone, across, max_page_sharing)
+
+
+def _open(name: str) -> Source:
+    try:
+        return open_process(int(name)) if name.isdecimal() else open_file(Path(name))
+    except OSError as error:
+        if error.errno not in _WRONG:
+            raise
+        text = error.strerror or str(error)
+        raise click.UsageError(f"{name}: {text}" if error.filename else text) from None
+
+
+def _figures(found: Saving) -> dict[str, int]:
+    saved = {"saved_bytes": found.saved_bytes, "saved_with_zeros_bytes": found.saved_with_zeros_bytes}
+    return asdict(found) | saved
+
+
+def _echo_json(sources: Sequence[Source], alone: Sequence[Saving], across: Saving, limit: int) -> None:
+    each = [
+        {"name": source.name, "left_out": source.left_out, **_figures(found)}
+        for source, found in zip(sources, alone, strict=True)
+    ]
+    echo_json({"max_page_sharing": limit, "each": each, "together": _figures(across)})
+
+
+def _echo_table(sources: Sequence[Source], alone: Sequence[Saving], across: Saving, limit: int) -> None:
+    click.echo(_line("", "memory", "zeros", "saved", "and with zeros"))
+    for source, found in zip(sources, alone, strict=True):
+        click.echo(_row(source.name, found))
+    click.echo(_row("all together", across))
+    frames = f"{across.pages_shared:,} frames for {across.pages_shared + across.pages_sharing:,} pages"
+    click.echo(f"\nwith max_page_sharing {limit}: {frames}; with zeros: use_zero_pages")
+    for source in sources:
+        for reason, nr in source.left_out.items():
+            click.echo(f"{source.name}: left out, {reason}: {size(nr * PAGE_SIZE)}")
+
+
+def _row(name: str, found: Saving) -> str:
+    short = name if len(name) < _NAME_WIDTH else f"{name[: _NAME_WIDTH - 2]}…"
+    zeros = f"{100 * found.zero_pages / max(found.pages, 1):.0f} %"
+    memory, *saved = map(size, (found.pages * PAGE_SIZE, found.saved_bytes, found.saved_with_zeros_bytes))
+    return _line(short, memory, zeros, *saved)
+
+
+def _line(name: str, memory: str, zeros: str, saved: str, with_zeros: str) -> str:
+    return f"{name:<{_NAME_WIDTH}}{memory:>12}{zeros:>8}{saved:>14}{with_zeros:>16}".rstrip()

@@ -1,0 +1,1 @@
+"""What merging would save, without merging: source.py ▶ fingerprint.py ▶ saving.py."""

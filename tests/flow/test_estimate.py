@@ -1,0 +1,208 @@
+"""What `ksmemu estimate` says beforehand is what merging then saves."""
+
+import json
+import mmap
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from ksmemu import MADV_MERGEABLE, AddressSpace
+from ksmemu.estimate.fingerprint import GONE, Fingerprinter
+from ksmemu.estimate.saving import saving
+from ksmemu.estimate.source import open_file, open_process
+from tests.support import books
+from tests.support.pages import content
+from tests.support.procmaps import PAGE
+
+LIMITS = (2, 3, 7, 256)
+CONTENTS = [
+    [0] * 23 + [*range(1, 40)] * 3 + [5] * 31,
+    [*range(30, 50)] * 2 + [0] * 11 + [7] * 5 + [*range(1000, 1100)],
+    [*range(2000, 2013)],
+]
+"""Of each image its pages, by the number of what they hold; 0: zeros. The last has nothing in common."""
+
+
+def page(number):
+    return content(number) if number else bytes(PAGE)
+
+
+@pytest.fixture
+def images(tmp_path):
+    found = []
+    for name, numbers in zip("abc", CONTENTS, strict=True):
+        found.append(tmp_path / f"{name}.raw")
+        found[-1].write_bytes(b"".join(map(page, numbers)))
+    return found
+
+
+def estimate(*arguments):
+    command = [sys.executable, "-m", "ksmemu", "estimate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def figures(*arguments):
+    ran = estimate("--json", *arguments)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_it_is_what_merging_saves(start_ksmd, images, limit):
+    said = figures("--max-page-sharing", limit, *images)["together"]
+    ksmd = start_ksmd(
+        run=1,
+        pages_to_scan=1_000_003,
+        sleep_millisecs=1,
+        smart_scan=0,
+        max_page_sharing=limit,
+        use_zero_pages=1,
+    )
+    spaces = [AddressSpace(path.stat().st_size, instance=ksmd.directory) for path in images]
+    for space, path in zip(spaces, images, strict=True):
+        space.madvise(space.mmap(space.size), space.size, MADV_MERGEABLE)
+        space.write(space.start, path.read_bytes())
+    books.wait_at_rest(ksmd)
+    assert {name: ksmd.read(name) for name in ("pages_shared", "pages_sharing")} == {
+        name: said[name] for name in ("pages_shared", "pages_sharing")
+    }
+    assert ksmd.read("ksm_zero_pages") == said["zero_pages"] == 34
+    assert said["saved_with_zeros_bytes"] == (ksmd.read("pages_sharing") + 34) * PAGE
+    for space in spaces:
+        space.close()
+
+
+def test_each_alone_is_what_it_would_save_alone(images):
+    said = figures(*images)
+    assert [one["name"] for one in said["each"]] == [path.name for path in images]
+    for one, numbers in zip(said["each"], CONTENTS, strict=True):
+        rest = [number for number in numbers if number]
+        assert one["pages"] == len(numbers)
+        assert (one["zero_pages"], one["distinct"]) == (numbers.count(0), len(set(rest)))
+        assert one["pages_sharing"] == len(rest) - len(set(rest))
+    assert said["together"]["pages"] == sum(map(len, CONTENTS))
+
+
+def test_the_rest_of_a_page_counts_as_zeros(tmp_path):
+    """As a worker has it that loads the image."""
+    (tmp_path / "a").write_bytes(page(1) + b"end")
+    (tmp_path / "b").write_bytes(b"end".ljust(PAGE, b"\0"))
+    said = figures(tmp_path / "a", tmp_path / "b")["together"]
+    assert (said["pages"], said["distinct"], said["pages_sharing"]) == (3, 2, 1)
+
+
+class _Sleeper:
+    """A process with pages of known contents in anonymous memory, and some of a file and of shared memory."""
+
+    def __init__(self, numbers):
+        self.pid = os.fork()
+        if self.pid == 0:
+            own = mmap.mmap(-1, len(numbers) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            own[:] = b"".join(map(page, numbers))
+            shared = mmap.mmap(-1, 31 * PAGE)
+            shared[:] = page(1) * 31
+            os.kill(os.getpid(), 19)
+            os._exit(0)
+        os.waitpid(self.pid, os.WUNTRACED)
+
+    def end(self):
+        os.kill(self.pid, 9)
+        os.waitpid(self.pid, 0)
+
+
+def test_of_processes_it_takes_what_is_theirs_alone():
+    sleepers = [_Sleeper(range(10_000, 10_101)), _Sleeper([*range(10_050, 10_151), 0, 0, 0])]
+    fingerprinter = Fingerprinter()
+    try:
+        sources = [open_process(sleeper.pid) for sleeper in sleepers]
+        one, two = fingerprinter.take(sources, lambda _: None)
+        both = set(one.tolist()) & set(two.tolist())
+        wanted = {_fingerprint(fingerprinter, number) for number in range(10_050, 10_101)}
+        assert wanted <= both
+        assert not {_fingerprint(fingerprinter, n) for n in range(10_000, 10_050)} & set(two.tolist())
+        assert one.tolist().count(_fingerprint(fingerprinter, 1)) == 0
+        for source in sources:
+            source.__exit__()
+    finally:
+        for sleeper in sleepers:
+            sleeper.end()
+
+
+def _fingerprint(fingerprinter, number):
+    return fingerprinter._of_bytes(page(number))
+
+
+def test_what_a_process_gives_back_meanwhile_is_left_out(tmp_path):
+    source = open_process(os.getpid())
+    with source:
+        gone = mmap.mmap(-1, PAGE)
+        first = source.extents[0].start
+        source.extents = [type(source.extents[0])(first, first + 1), type(source.extents[0])(0, 2)]
+        (found,) = Fingerprinter().take([source], lambda _: None)
+        gone.close()
+    assert found.tolist().count(GONE) == 2
+    assert source.left_out == {"gone meanwhile": 2}
+    assert saving(found, 0, 256).pages == 1
+
+
+def test_memory_does_not_grow_beyond_16_bytes_a_page(tmp_path):
+    """Holes read as zeros, and take no room on the disk."""
+    peaks = []
+    for nr_pages in (1 << 13, 1 << 19):
+        path = tmp_path / str(nr_pages)
+        with path.open("wb") as file:
+            file.truncate(nr_pages * PAGE)
+        with subprocess.Popen(
+            [sys.executable, "-m", "ksmemu", "estimate", path], stdout=subprocess.DEVNULL
+        ) as ran:
+            _, status, usage = os.wait4(ran.pid, 0)
+            ran.returncode = os.waitstatus_to_exitcode(status)
+        assert status == 0
+        peaks.append(usage.ru_maxrss * 1024)
+    assert peaks[1] - peaks[0] < 16 * ((1 << 19) - (1 << 13))
+
+
+def test_fingerprints_of_many_contents_are_counted_in_pieces():
+    prints = np.arange(3_000_000, dtype=np.uint64) // 3 * 977 + 5
+    found = saving(prints, 5, 2)
+    assert (found.zero_pages, found.distinct, found.pages_sharing) == (3, 999_999, 999_999)
+    assert found.pages_shared == 999_999
+
+
+def test_a_file_that_shrinks_meanwhile_is_an_error(images):
+    with open_file(images[0]) as source:
+        os.truncate(images[0], PAGE)
+        with pytest.raises(OSError, match="No data available"):
+            Fingerprinter().take([source], lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "Missing argument"),
+        (["/nonexistent"], "No such file"),
+        (["/tmp"], "is no file"),
+        (["/dev/null"], "is no file"),
+        (["4194305"], "there is no process 4194305"),
+        (["--max-page-sharing", "1", "/bin/true"], "not in the range"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(arguments, why):
+    ran = estimate(*arguments)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert len(ran.stderr.splitlines()) == 1
+    assert why in ran.stderr
+
+
+def test_the_table_has_80_columns_at_most(images, tmp_path):
+    long = tmp_path / ("x" * 99)
+    long.write_bytes(b"x")
+    ran = estimate(*images, long, os.getpid())
+    assert ran.returncode == 0
+    assert max(map(len, ran.stdout.splitlines())) <= 80
+    assert threading.active_count() == 1
