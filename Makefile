@@ -7,6 +7,7 @@
 #   make docs   the site, and the man pages, in build/docs
 #   make kills  1,000 workers and 200 ksmd killed while they merge
 #   make leaks  every operation 10,000 times (CALLS=n): more than an hour
+#   make fuzz   what clients say to ksmd, led by coverage, for SECONDS=60
 
 # Debian's own, not the first in the path: the suite runs as another user too, who must be able to read it.
 PYTHON ?= /usr/bin/python3
@@ -30,7 +31,7 @@ SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
 	$(addprefix -isystem ,$(wildcard .venv/lib/python*/site-packages/numpy/_core/include))
 
-.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage lint style types docs c-warnings clean $(C_FILES:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage fuzz lint style types docs c-warnings clean $(C_FILES:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -82,6 +83,13 @@ kills: venv
 
 leaks: venv
 	KSMEMU_CALLS=$(CALLS) $(BIN)/python -m pytest tests/guarantees/test_no_operation_leaks.py
+
+SECONDS ?= 60
+
+# Not among the tools of `make venv`: atheris has wheels for some versions of Python only.
+fuzz: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.support.fuzz -max_total_time=$(SECONDS) -max_len=600 -len_control=0
 
 lint: venv
 	@$(MAKE) --no-print-directory --jobs="$$(nproc)" --output-sync=target style types docs c-warnings

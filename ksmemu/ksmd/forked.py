@@ -13,7 +13,7 @@ from ksmemu.ksmd.ancestor import Ancestor
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.mm_slot import MmSlot
 from ksmemu.ksmd.ranges import Pages
-from ksmemu.ksmd.rmap import State
+from ksmemu.ksmd.rmap import SHOWS_FRAME, State
 from ksmemu.units import PAGE_SIZE
 from ksmemu.wire import WireError
 
@@ -63,13 +63,17 @@ def inherited(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None
     """Pages show an ancestor, or again what lies in the own object; what is advised of them is tracked.
 
     Raises:
-        WireError: there is no such page or ancestor; nothing was entered.
+        WireError: there is no such page or ancestor, or it shows a frame; nothing was entered.
     """
     pages, _ = takeover.spelled_out(slot, spans)
     numbers = np.repeat(spans["value"], spans["nr_pages"].astype(np.int64))
     named = np.unique(numbers).tolist()
     if not {*named} <= {0, *slot.ancestors}:
         raise WireError(f"pages that show ancestors {named}")
+    # Before an ancestor takes the place of a frame there is an outcome, or the reference would be lost.
+    others = pages[(numbers > 0) & ~slot.is_inherited(pages)]
+    if np.isin(slot.rmap.state[others], SHOWS_FRAME).any():
+        raise WireError("pages that show an ancestor and a frame")
     for number in named:
         domain.inherit(slot, pages[numbers == number], number)
     _track(slot, pages[numbers > 0])

@@ -69,6 +69,8 @@ def mapped(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None:
     pages, frames = spelled_out(slot, spans)
     if slot.rmap.state[pages].any():
         raise WireError("pages that are tracked already")
+    if slot.is_inherited(pages).any():
+        raise WireError("pages that show a frame and an ancestor")
     is_zero = frames == NO_FRAME
     _enter(domain, slot, pages[~is_zero], frames[~is_zero])
     _enter_zeros(domain, slot, pages[is_zero])

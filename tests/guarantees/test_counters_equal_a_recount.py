@@ -66,13 +66,14 @@ class History:
         self.members.remove(member)
         self.join()
 
-    def check_domains(self):
+    def check_domains(self, *, secure):
         by_domain = {}
         for member in self.members:
             by_domain.setdefault(member.domain, []).append(member)
-        domains.check(self.ksmd, by_domain)
+        domains.check(self.ksmd, by_domain, secure=secure)
         for domain, members in by_domain.items():
-            books.check_tracked(domains.Seen(self.ksmd, domain), members, books.recount(members))
+            seen = domains.Seen(self.ksmd, domain)
+            books.check_tracked(seen, members, books.recount(members), secure=secure)
 
     def check_contents(self):
         for member in self.members:
@@ -89,8 +90,7 @@ def books_are_right(ksmd, history, nr_turns=19, nr_rounds=3, *, secure=False):
         books.wait_at_rest(ksmd)
         found = books.check(ksmd, history.members, secure=secure)
         books.check_tracked(ksmd, history.members, found, secure=secure)
-        if not secure:  # the sum says it there
-            history.check_domains()
+        history.check_domains(secure=secure)
         history.check_contents()
     everything_is_zero_without_workers(ksmd, history.members)
 

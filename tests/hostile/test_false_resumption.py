@@ -11,6 +11,7 @@ from ksmemu import wire
 from ksmemu.wire import ReportKind
 from tests.support import crew
 from tests.support.fakes import PAGE, FakeWorker, Honest, connect, is_refused
+from tests.support.waiting import wait_until
 
 NR_PAGES = 23
 
@@ -176,3 +177,28 @@ def test_what_cannot_be_mapped_is_not_believed(ksmd, honest, start_worker, lie):
 def test_who_is_a_worker_still_cannot_resume(ksmd, honest, start_worker):
     """It could have its references counted twice, and its frames never freed."""
     assert honest.worker.call(_refused, ksmd.directory)
+
+
+@pytest.mark.parametrize("first", [ReportKind.MAPPED, ReportKind.INHERITED])
+def test_no_page_shows_a_frame_and_an_ancestor(ksmd, honest, start_worker, first):
+    """One of the two would be lost from the books, and with it a frame or an ancestor for ever."""
+    liar = start_worker()
+    assert liar.call(_show_both, ksmd.directory, first)
+    liar.kill()
+    wait_until(lambda: ksmd.read("workers") == 1, what="the end of the liar")
+
+
+def _show_both(state, directory, first):
+    """Say that pages show the zero page, and an ancestor; return whether ksmd cuts us off."""
+    fake = state.fake = FakeWorker(directory)
+    fake.resume(directory, 1)
+    own, ancestor = (fake.own(bytes(NR_PAGES * PAGE)) for _ in range(2))
+    space = fake.register(own, NR_PAGES)
+    fake.report(ReportKind.FORKED, space, (0, NR_PAGES, 0, 1), order_id=7, fds=(own, ancestor))
+    shown = {ReportKind.MAPPED: (1 << 32) - 1, ReportKind.INHERITED: 1}
+    second = next(kind for kind in shown if kind is not first)
+    fake.report(first, space, (0, 3, 0, shown[first]))
+    fake.report(second, space, (2, 3, 0, shown[second]))
+    for fd in (own, ancestor):
+        os.close(fd)
+    return fake.is_cut_off()

@@ -9,12 +9,14 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import ksmemu
 from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE
+from ksmemu.cli import commands
 from ksmemu.control import launch
 from ksmemu.control.reasons import Reason
-from tests.support import procmaps
+from tests.support import domains, procmaps
 from tests.support.explained import assert_adds_up, totals
 from tests.support.namespaces import SmallShmWorker
 from tests.support.stores import shown, store
@@ -48,8 +50,8 @@ def _stop(state):
     state.ksmd.close()
 
 
-def _make_space(state, data):
-    space = ksmemu.AddressSpace(len(data), instance=state.ksmd.directory)
+def _make_space(state, data, label=""):
+    space = ksmemu.AddressSpace(len(data), instance=state.ksmd.directory, domain=label)
     space.mmap(len(data), space.start)
     space.madvise_all(MADV_MERGEABLE)
     space.write(space.start, data)
@@ -57,11 +59,12 @@ def _make_space(state, data):
     return space
 
 
-def _make_twins(state):
+def _make_twins(state, labels=("",)):
+    """Make two equal spaces in each of these domains, and wait until all is merged."""
     state.data = os.urandom(NR_PAGES * PAGE)
-    for _ in range(2):
-        _make_space(state, state.data)
-    _await_sharing(state, NR_PAGES)
+    for label in labels * 2:
+        _make_space(state, state.data, label)
+    _await_sharing(state, len(labels) * NR_PAGES)
 
 
 def _await_sharing(state, nr):
@@ -187,14 +190,44 @@ def test_run_2_without_room_is_refused_and_put_back_to_0(crowded):
     assert crowded.call(_has_its_bytes)
 
 
-def _run_2_is_refused(state):
+def _run_2_is_refused(state, sharing=NR_PAGES):
     before = _what_is_mapped(state)
     with pytest.raises(ksmemu.KsmError, match="run=2 refused, it is 0"):
         state.ksmd.write("run", 2)
     assert state.ksmd.read("run") == 0
     assert _what_is_mapped(state) == before
-    assert state.ksmd.read("pages_sharing") == NR_PAGES
+    assert state.ksmd.read("pages_sharing") == sharing
     return (state.ksmd.directory / "ksmd.log").read_text()
+
+
+def test_run_2_that_each_domain_alone_has_room_for_and_all_have_not_is_refused(tmp_path):
+    labels = ("a", "b", "c")
+    with SmallShmWorker(32 * MIB) as worker:
+        worker.call(_start_ksmd, tmp_path / "ksmd")
+        worker.call(_make_twins, labels)
+        needed = 2 * NR_PAGES * PAGE
+        assert worker.call(_worst_cases) == [needed] * 3
+        assert "24.2 MiB needed if all that is merged is written to" in worker.call(_status)
+        worker.call(_leave_room, 2 * needed + MIB)
+        log = worker.call(_run_2_is_refused, 3 * NR_PAGES)
+        assert f"no room for the {3 * needed} bytes" in log
+        assert worker.call(_worst_cases) == [needed] * 3
+        worker.call(_make_room)
+        worker.call(_run_2_unmerges)
+        assert worker.call(_has_its_bytes)
+        assert worker.call(_worst_cases) == [0] * 3
+        worker.call(_stop)
+
+
+def _worst_cases(state):
+    """Return the worst case of each domain, of which that of all is the sum."""
+    found = [domains.read(state.ksmd, name, "unmerge_bytes") for name in domains.names(state.ksmd)]
+    assert sum(found) == state.ksmd.read("unmerge_bytes")
+    return found
+
+
+def _status(state):
+    return CliRunner().invoke(commands, ["status", "--dir", str(state.ksmd.directory)]).output
 
 
 @pytest.mark.root

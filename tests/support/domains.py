@@ -31,13 +31,13 @@ class Seen:
         return {name: self.read(name) for name in COUNTERS if name != "full_scans"}
 
 
-def check(ksmd, members):
+def check(ksmd, members, *, secure=False):
     """Assert that the books are what a recount finds (I4), in each domain and in sum; members by domain."""
     assert names(ksmd) == set(members)
     sums = dict.fromkeys(("pages_shared", "pages_sharing", "pool_bytes", "spaces", "workers"), 0)
     pools = []
     for domain, there in members.items():
-        found = books.check(Seen(ksmd, domain), there)
+        found = books.check(Seen(ksmd, domain), there, secure=secure)
         sums = {name: total + read(ksmd, domain, name) for name, total in sums.items()}
         pools += {inode for inode, _ in found.frames}
     assert sums == {name: ksmd.read(name) for name in sums}

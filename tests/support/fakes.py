@@ -46,15 +46,27 @@ class FakeWorker:
     """A client that says hello properly, and then whatever a test makes it say."""
 
     def __init__(self, directory, seconds=_SECONDS):
-        self.control = connect(directory, seconds)
         self.numbers = itertools.count(1)
+        self._join(directory, seconds, {"hello": wire.VERSION}, ())
+
+    def _join(self, directory, seconds, hello, fds):
+        self.control = connect(directory, seconds)
         self.order, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order.settimeout(seconds)
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
-        wire.send_control(self.control, {"hello": wire.VERSION}, (theirs.fileno(), pagemap))
+        wire.send_control(self.control, hello, (theirs.fileno(), pagemap, *fds))
         theirs.close()
         os.close(pagemap)
         self.hello, self._given = wire.receive_control(self.control)
+
+    def resume(self, directory, nr_spaces, seconds=_SECONDS):
+        """Hang up, and join again as one who maps frames of the pool already."""
+        hello = self.hello | {"hello": wire.VERSION, "resumes": nr_spaces}
+        pool, held = self._given
+        self.control.close()
+        self.order.close()
+        self._join(directory, seconds, hello, (held,))
+        self._given = (*self._given, pool, held)
 
     def own(self, content):
         """Return an own object that holds this content."""
@@ -71,11 +83,11 @@ class FakeWorker:
         assert not reply
         return number
 
-    def report(self, kind, space, *spans, order_id=0, nr_spans=None):
+    def report(self, kind, space, *spans, order_id=0, nr_spans=None, fds=()):
         """Send a report; spans are (page, nr_pages, error), and a value where there is one."""
         head = wire.REPORT.pack(kind, space, order_id, 0, len(spans) if nr_spans is None else nr_spans, 0)
         tail = b"".join(struct.pack("=QQiI", *(*span, 0)[:4]) for span in spans)
-        self.order.send(head + tail)
+        socket.send_fds(self.order, [head + tail], fds)
 
     def receive_order(self):
         """Return (kind, space, id, number of pages) of the next order."""
