@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ksmemu.bench.engine import KERNEL, KSMEMU, started
 from ksmemu.bench.figures import Figures
@@ -12,8 +12,18 @@ Rounds = Mapping[str, Sequence[Figures]]
 """By engine; round n of one engine ran beside round n of the other."""
 
 
-def measure(workload: Workload, engines: Sequence[str], nr_rounds: int) -> Rounds:
+def nr_runs(workload: Workload, engines: Sequence[str], nr_rounds: int) -> int:
+    """Return how often measure() runs a workload."""
+    return min(nr_rounds, workload.most_rounds) * sum(name in workload.engines for name in engines)
+
+
+def measure(
+    workload: Workload, engines: Sequence[str], nr_rounds: int, advance: Callable[[int], None]
+) -> Rounds:
     """Run a workload nr_rounds times on each engine, at full speed; every other time the second one begins.
+
+    Args:
+        advance: is told of each run that has ended.
 
     Raises:
         OSError: an engine could not be started, or did not reach what was to be reached.
@@ -27,4 +37,5 @@ def measure(workload: Workload, engines: Sequence[str], nr_rounds: int) -> Round
         for name in list(found)[:: -1 if number % 2 else 1]:
             with started(name, **tunables) as engine:
                 found[name].append(workload.run(engine, workload.contents))
+            advance(1)
     return found

@@ -15,10 +15,13 @@ from ksmemu.cli.estimate import estimate
 from ksmemu.cli.exec import exec_
 from ksmemu.cli.explain import explain
 from ksmemu.cli.metrics import metrics
+from ksmemu.cli.report import report
 from ksmemu.cli.set import set_
 from ksmemu.cli.start import start
 from ksmemu.cli.status import status
 from ksmemu.cli.stop import stop
+from ksmemu.cli.top import top
+from ksmemu.cli.watch import watch
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +33,22 @@ def commands() -> None:
     """
 
 
-for verb in (start, stop, status, explain, set_, exec_, check, demo, bench, estimate, metrics):
+for verb in (
+    start,
+    stop,
+    status,
+    watch,
+    top,
+    report,
+    explain,
+    set_,
+    exec_,
+    check,
+    demo,
+    bench,
+    estimate,
+    metrics,
+):
     commands.add_command(verb)
 
 

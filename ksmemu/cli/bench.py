@@ -10,10 +10,10 @@ import click
 
 from ksmemu.bench import kernel_ksm, plot, report
 from ksmemu.bench.engine import KERNEL, KSMEMU
-from ksmemu.bench.rounds import measure
+from ksmemu.bench.rounds import measure, nr_runs
 from ksmemu.bench.workloads import SIZES, workloads
 from ksmemu.cli.options import json_option, policy_option
-from ksmemu.cli.output import echo_json
+from ksmemu.cli.output import echo_json, progress
 
 
 class Size(click.ParamType[tuple[str, int]]):
@@ -70,7 +70,8 @@ def bench(  # noqa: PLR0913, PLR0917 (an option each)
         _echo_head(engines, pair, rounds)
     found = {}
     for name in names or known:
-        found[name] = report.summarise(measure(known[name], engines, rounds))
+        with progress(name, nr_runs(known[name], engines, rounds)) as advance:
+            found[name] = report.summarise(measure(known[name], engines, rounds, advance))
         if not as_json:
             click.echo("\n".join(report.block(f"{name}: {known[name]}", found[name], pair)))
     if picture is not None:

@@ -6,14 +6,12 @@ load ▶ merge ▶ write (copies) ▶ check every byte ▶ unmerge ▶ check aga
 from __future__ import annotations
 
 import collections
-import contextlib
 import errno
 import hashlib
-import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 from ksmemu.cli.demo_memory import Memory, measure
 from ksmemu.cli.demo_worker import own_data, work, write_marks
 from ksmemu.cli.options import json_option
-from ksmemu.cli.output import echo_json, size
+from ksmemu.cli.output import echo_json, progress, size, waiting
 from ksmemu.control.ksmd import Ksmd
 from ksmemu.crew import Crew
 from ksmemu.errors import KsmError
@@ -95,7 +93,8 @@ class _Story:
             f"{NR_WORKERS} workers, each with the same {len(self._files)} files"
             f" ({size(files_bytes)}) and data of its own\n"
         )
-        self._crew.answers()
+        with waiting("loading"):
+            self._crew.answers()
         columns = ("own objects", "pool", "private", "IN USE", "Shmem+Anon")
         self.say(" " * 11 + "".join(f"{name:>13}" for name in columns))
         self._loaded = self._measure("loaded")
@@ -138,9 +137,10 @@ class _Story:
     def unmerge(self) -> None:
         """Give every worker all of its memory back."""
         start = time.monotonic()
-        self._ksmd.write("run", 2)
-        while self._ksmd.read("pages_shared") or self._ksmd.read("pool_bytes"):
-            self._check_deadline(start, "unmerging")
+        with waiting("unmerging"):
+            self._ksmd.write("run", 2)
+            while self._ksmd.read("pages_shared") or self._ksmd.read("pool_bytes"):
+                self._check_deadline(start, "unmerging")
         seconds = time.monotonic() - start
         memory = self._measure("unmerged")
         self.say(f"  in {seconds:.2f} s: pages_sharing {self._ksmd.read('pages_sharing')}")
@@ -149,7 +149,8 @@ class _Story:
 
     def check_bytes(self, when: str) -> None:
         """Compare what every worker has with what it must have."""
-        found = self._crew.ask("sums")
+        with waiting("checking"):
+            found = self._crew.ask("sums")
         right = sum(sums == self._expected_sums(rank) for rank, sums in enumerate(found))
         self.say(f"  {when}: the bytes of {right} of {NR_WORKERS} workers are right (sha256)\n")
         self.ok &= right == NR_WORKERS
@@ -166,7 +167,7 @@ class _Story:
     def _converge(self, start: float, most: int) -> float:
         """Return after how many seconds the last page merged; three full scans found no more."""
         sharing, scans, last = 0, self._ksmd.read("full_scans"), start
-        with self._progress("merging", most) as advance:
+        with progress("merging", most) as advance:
             while self._ksmd.read("full_scans") < scans + 3:
                 self._check_deadline(start, "merging")
                 if (now := self._ksmd.read("pages_sharing")) != sharing:
@@ -174,15 +175,6 @@ class _Story:
                     sharing, scans = now, self._ksmd.read("full_scans")
                     last = time.monotonic()
         return last - start
-
-    @contextlib.contextmanager
-    def _progress(self, label: str, length: int) -> Iterator[Callable[[int], None]]:
-        """Yield what moves the progress bar: of a terminal, nobody else wants one."""
-        if self._quiet or not sys.stdout.isatty():
-            yield lambda _steps: None
-            return
-        with click.progressbar(length=length, label=label, width=0) as bar:
-            yield bar.update
 
     def _check_deadline(self, start: float, what: str) -> None:
         if time.monotonic() > start + _DEADLINE_SECONDS:

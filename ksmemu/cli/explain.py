@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from ksmemu.cli.options import Address, directory_option, json_option
-from ksmemu.cli.output import echo_json, size
+from ksmemu.cli.output import echo_json, size, waiting
 from ksmemu.control.explain import explain as ask
 from ksmemu.control.reasons import (
     SILENT,
@@ -37,7 +37,8 @@ _REASON_WIDTH = max(len(reason.words) for reason in Reason)
 @click.argument("address", type=Address(), required=False)
 def explain(directory: str | None, as_json: bool, pid: int | None, address: int | None) -> None:  # noqa: FBT001 (click passes it by name)
     """Say why memory is not merged: of all processes, of PID by range, or of the page at ADDRESS."""
-    found = ask(Instance.resolve(directory), pid, address)
+    with waiting("looking"):
+        found = ask(Instance.resolve(directory), pid, address)
     if as_json:
         echo_json(_figures(found))
         return

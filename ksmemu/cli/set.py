@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ksmemu.cli.options import Setting, directory_option, usage_errors
+from ksmemu.cli.output import waiting
 from ksmemu.control.ksmd import connect
 
 
@@ -18,4 +19,5 @@ def set_(directory: str | None, settings: tuple[tuple[str, int], ...]) -> None:
     """
     with connect(directory) as ksmd, usage_errors():
         for name, value in settings:
-            ksmd.write(name, value)
+            with waiting(f"{name}={value}"):
+                ksmd.write(name, value)

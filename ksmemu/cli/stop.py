@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ksmemu.cli.options import directory_option
+from ksmemu.cli.output import waiting
 from ksmemu.control.ksmd import connect
 
 
@@ -13,5 +14,6 @@ from ksmemu.control.ksmd import connect
 def stop(directory: str | None) -> None:
     """Stop ksmd and wait until it has gone; what is merged stays merged."""
     with connect(directory) as ksmd:
-        ksmd.stop()
+        with waiting("stopping"):
+            ksmd.stop()
         click.echo(f"ksmd {ksmd.pid} has stopped")

@@ -15,7 +15,12 @@ _ANSWER_SECONDS = 60.0
 
 
 def ask(instance: Instance, question: dict[str, object]) -> object:
-    """Return the answer.
+    """Return the answer to a question that is answered in JSON; errors as those of ask_bytes()."""
+    return json.loads(ask_bytes(instance, question))
+
+
+def ask_bytes(instance: Instance, question: dict[str, object]) -> bytes:
+    """Return the answer as it came.
 
     Raises:
         NotRunningError, ForeignInstanceError: as Instance.connect().
@@ -37,7 +42,7 @@ def ask(instance: Instance, question: dict[str, object]) -> object:
     return _read(reply, fds)
 
 
-def _read(reply: dict[str, object], fds: list[int]) -> object:
+def _read(reply: dict[str, object], fds: list[int]) -> bytes:
     number = reply.get("errno")
     try:
         if isinstance(number, int):
@@ -45,7 +50,7 @@ def _read(reply: dict[str, object], fds: list[int]) -> object:
         if len(fds) != 1:
             raise KsmError(errno.EPROTO, "ksmd answers without an answer")
         with os.fdopen(fds.pop(), "rb") as file:
-            return json.load(file)
+            return file.read()
     finally:
         for fd in fds:
             os.close(fd)

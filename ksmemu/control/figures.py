@@ -9,11 +9,32 @@ from ksmemu.control.ask import ask
 from ksmemu.instance import Instance
 
 
+class SpaceFigures(TypedDict):
+    """An address space: [start, end), and how many of its pages have each Look by the books, in its order."""
+
+    start: int
+    end: int
+    looks: list[int]
+
+
+class WorkerFigures(TypedDict):
+    """A process in one domain."""
+
+    pid: int
+    domain: str
+    spaces: list[SpaceFigures]
+
+
 class Figures(TypedDict):
     """What ksmd tells a user; errors as those of ask(). Counters by the name of the domain, and by theirs."""
 
     full_scans: int
+    seconds: float
+    """Since ksmd began."""
+    cpu_seconds: float
+    """Of ksmd since then."""
     domains: dict[str, dict[str, int]]
+    workers: list[WorkerFigures]
 
 
 def figures(instance: Instance) -> Figures:

@@ -7,6 +7,7 @@ epoll of their own (workers.py).
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import select
@@ -15,7 +16,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 
-from ksmemu import wire
 from ksmemu.control.domain_files import DomainFiles
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.mounted import MountedFiles
@@ -24,9 +24,10 @@ from ksmemu.control.procfs import ProcDirectory
 from ksmemu.control.setup import Setup
 from ksmemu.control.sysfs import ControlDirectory
 from ksmemu.instance import Instance
-from ksmemu.ksmd import connection, mmlist, question, rehome, takeover
+from ksmemu.ksmd import connection, mmlist, page_map, question, rehome, takeover
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.domains import Domains
+from ksmemu.ksmd.figures import figures
 from ksmemu.ksmd.harvest import ChecksumTracker, Tracker, WriteTracker
 from ksmemu.ksmd.merge_pid import MergePid
 from ksmemu.ksmd.rmap import State
@@ -74,6 +75,7 @@ class Daemon:
         self._by_domain = DomainFiles(instance.stats / "domains")
         self._tracing = Tracing(instance.tracing, self._domains)
         self._run = STOP
+        self._began = time.monotonic()
         self._next_batch = 0.0
         self._is_stopping = False
         self._outside = select.epoll()
@@ -86,6 +88,7 @@ class Daemon:
             "merge_pid": self._merge_pid.answer,
             "explain": self._explain,
             "figures": self._figures,
+            "pages": self._page_maps,
         }
         self._want(self._server.fileno(), self._server.read_events)
         self._want(self._tracing.fileno(), self._tracing.read_events)
@@ -292,11 +295,18 @@ class Daemon:
 
     def _figures(self, control: socket.socket, body: dict[str, object]) -> None:
         """Tell a user the figures of his own domains."""
-        if body != {"figures": wire.VERSION}:
-            raise wire.WireError(f"a question for figures of another version than {wire.VERSION}")
-        figures = {str(domain.key): domain.counters() for domain in self._seen_by(control)}
+        found = figures(self._seen_by(control), body, self._domains.full_scans, self._began)
         try:
-            question.send(control, {"full_scans": self._domains.full_scans, "domains": figures})
+            question.send(control, json.dumps(found).encode())
+        except OSError as error:
+            connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
+        control.close()
+
+    def _page_maps(self, control: socket.socket, body: dict[str, object]) -> None:
+        """Tell a user how the pages of his own domains look."""
+        self._workers.hear_reports()
+        try:
+            question.send(control, page_map.answer(self._seen_by(control), body))
         except OSError as error:
             connection.refuse(control, error.errno or errno.EIO, error.strerror or str(error))
         control.close()

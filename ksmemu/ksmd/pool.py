@@ -191,6 +191,10 @@ class Pool:
         _core.fill_frames(own, pages.astype(np.uint64), self._fd, frames.astype(np.uint64), seed, found)
         return found
 
+    def read(self, frame: int) -> bytes:
+        """Return what a frame that is in use holds."""
+        return os.pread(self._fd, PAGE_SIZE, frame * PAGE_SIZE)
+
     def acquire(self, frames: Frames) -> None:
         """Take a reference for each entry; an entry is a page of an order that is about to be sent."""
         which, counts = counted(frames)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -17,19 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ksmemu import _core, wire
+from ksmemu import wire
 from ksmemu.control.reasons import Explained, ExplainedPage, ExplainedSpace, ExplainedWorker, Reason
 from ksmemu.ksmd.domain import Domain
 from ksmemu.ksmd.explain import Partners, explain, partners
 from ksmemu.ksmd.mm_slot import MmSlot
+from ksmemu.ksmd.page_map import held
 from ksmemu.ksmd.place import places
-from ksmemu.ksmd.ranges import Pages, expand, from_core, union
+from ksmemu.ksmd.ranges import Pages, union
 from ksmemu.ksmd.rmap import State
 from ksmemu.ksmd.worker import Worker
 from ksmemu.units import PAGE_SIZE
 from ksmemu.wire import WireError
-
-log = logging.getLogger(__name__)
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -54,28 +52,28 @@ def answer(
         raise WireError("a question to explain an address of no process")
     if body != {"explain": wire.VERSION, "pid": pid, "address": address}:
         raise WireError(f"a question to explain of another version than {wire.VERSION}")
-    send(control, _explained(domains, pid, address, stopped))
+    send(control, json.dumps(_explained(domains, pid, address, stopped)).encode())
 
 
-def send(control: socket.socket, found: object) -> None:
+def send(control: socket.socket, found: bytes) -> None:
     """Send an answer of any length.
 
     Raises:
         OSError: EMFILE, ENOMEM: there is no room for it.
     """
-    fd = _sealed(json.dumps(found).encode())
+    fd = _sealed(found)
     try:
         wire.send_control(control, {}, (fd,))
     finally:
         os.close(fd)
 
 
-def _sealed(text: bytes) -> int:
-    """Return an object that holds the text, at its start, and cannot be changed."""
-    fd = os.memfd_create("explain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _sealed(found: bytes) -> int:
+    """Return an object that holds what was found, at its start, and cannot be changed."""
+    fd = os.memfd_create("answer", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with os.fdopen(fd, "wb", closefd=False) as file:
-            file.write(text)
+            file.write(found)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
@@ -156,16 +154,8 @@ def _why_silent(worker: Worker) -> str | None:
 
 
 def _held(slot: MmSlot) -> Pages:
-    """Return the pages that hold data outside the pool: in the own object, or in memory never advised."""
-    whole = _addresses(slot)
-    try:
-        own = from_core(_core.data_extents(slot.own, 0, len(whole)), PAGE_SIZE)
-        private = _core.find_private(slot.pagemap, whole.start, whole.stop)
-    except OSError as error:
-        # It is dying, or it took back what it handed over: its own loss.
-        log.info("space %d cannot be looked at: %s", slot.id, error)
-        return np.empty(0, dtype=np.int64)
-    return union(expand(own), expand(from_core(private, PAGE_SIZE, slot.start)))
+    """Return the pages that hold data outside the pool."""
+    return union(*held(slot))
 
 
 def _page(domain: Domain, slot: MmSlot, address: int) -> ExplainedPage:

@@ -64,6 +64,14 @@ def test_zero_page(start_stepped, memory):
     assert_adds_up(ksmd)
 
 
+def test_a_hole_between_pages_that_are_watched_is_no_data(stepped, memory):
+    one = memory(stepped)
+    one.fill([3, 5])
+    stepped.scan(2)
+    assert reasons(stepped, one)[2:7] == [Reason.NO_DATA, Reason.UNIQUE] * 2 + [Reason.NO_DATA]
+    assert totals(stepped) == {Reason.UNIQUE: 2}
+
+
 def test_not_advised_counts_ordinary_memory_too(stepped, memory):
     one = memory(stepped, advise=False)
     one.advise(first=7, nr=3)

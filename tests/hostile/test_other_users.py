@@ -21,6 +21,7 @@ from ksmemu.control import launch
 from ksmemu.control.explain import explain
 from ksmemu.control.figures import figures
 from ksmemu.control.ksmd import RunningKsmd
+from ksmemu.control.page_map import page_maps
 from ksmemu.instance import Instance
 from tests.support import attacks, books, crew, domains, fakes
 from tests.support.books import Member
@@ -172,6 +173,23 @@ def test_explain_answers_about_ones_own_processes_only(members, mallory):
     assert [worker["pid"] for worker in mallory.call(explained, own)["workers"]] == [own]
     everyone = {worker["pid"] for worker in mallory.call(explained)["workers"]}
     assert everyone == {member.worker.pid for member in members[str(BOB)]}
+
+
+def own_page_maps(_state, *which):
+    try:
+        found = page_maps(Instance.resolve(), *which)
+    except KsmError as error:
+        return error.errno
+    domains = {space.domain for space in found.spaces} | {one["domain"] for one in found.contents}
+    return {space.pid for space in found.spaces}, domains
+
+
+def test_page_maps_and_contents_are_of_ones_own_domains_only(members, mallory):
+    there = members[str(ALICE)][0]
+    assert mallory.call(own_page_maps) == ({one.worker.pid for one in members[str(BOB)]}, {str(BOB)})
+    assert mallory.call(own_page_maps, there.worker.pid) == errno.ESRCH
+    assert mallory.call(own_page_maps, there.worker.pid, there.space[1]) == errno.ESRCH
+    assert {one["pid"] for one in mallory.call(own_figures)["workers"]} == mallory.call(own_page_maps)[0]
 
 
 def test_explain_does_not_say_that_another_user_has_an_equal_page(ksmd, members):

@@ -1,0 +1,1 @@
+"""What watch, top and report make of an instance: samples, page maps, pictures, the page, the screen."""
