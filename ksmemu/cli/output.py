@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import click
@@ -12,6 +13,8 @@ import click
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _NAME_WIDTH = 25
 _VALUE_WIDTH = 16
+_SHORT_S = 1.0
+"""What takes no longer needs no progress bar."""
 
 
 def size(nr_bytes: int) -> str:
@@ -35,9 +38,15 @@ def echo_json(figures: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a progress bar: of a terminal, nobody else wants one. It is on standard error."""
+    """Yield what moves a progress bar, on standard error: of a terminal only, and after the first second."""
     if not sys.stderr.isatty():
         yield lambda _steps: None
         return
-    with click.progressbar(length=length, label=label, width=0, file=sys.stderr) as bar:
-        yield bar.update
+    started = time.monotonic()
+    with click.progressbar(length=length, label=label, width=0, file=sys.stderr, hidden=True) as bar:
+
+        def advance(steps: int) -> None:
+            bar.hidden = time.monotonic() - started < _SHORT_S
+            bar.update(steps)
+
+        yield advance
