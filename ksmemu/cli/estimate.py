@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +19,7 @@ from ksmemu.estimate.source import Source, open_file, open_process
 from ksmemu.units import PAGE_SIZE
 
 _NAME_WIDTH = 28
-_WRONG = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENODATA, errno.ESRCH)
-"""What somebody who named another file or process would not have met."""
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 @click.command()
@@ -53,12 +52,15 @@ def estimate(names: Sequence[str], max_page_sharing: int, as_json: bool) -> None
 
 def _open(name: str) -> Source:
     try:
-        return open_process(int(name)) if name.isdecimal() else open_file(Path(name))
+        return open_process(int(name)) if _NUMBER.fullmatch(name) else open_file(Path(name))
     except OSError as error:
-        if error.errno not in _WRONG:
-            raise
         text = error.strerror or str(error)
-        raise click.UsageError(f"{name}: {text}" if error.filename else text) from None
+        raise click.UsageError(f"{_shown(name)}: {text}" if error.filename else text) from None
+
+
+def _shown(name: str) -> str:
+    """Return what can be printed of a name: a file and a process may have any bytes in theirs."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _figures(found: Saving) -> dict[str, int]:
@@ -68,7 +70,12 @@ def _figures(found: Saving) -> dict[str, int]:
 
 def _echo_json(sources: Sequence[Source], alone: Sequence[Saving], across: Saving, limit: int) -> None:
     each = [
-        {"name": source.name, "left_out": source.left_out, **_figures(found)}
+        {
+            "name": source.name,
+            "left_out": source.left_out,
+            "tail_bytes": len(source.tail),
+            **_figures(found),
+        }
         for source, found in zip(sources, alone, strict=True)
     ]
     echo_json({"max_page_sharing": limit, "each": each, "together": _figures(across)})
@@ -77,20 +84,27 @@ def _echo_json(sources: Sequence[Source], alone: Sequence[Saving], across: Savin
 def _echo_table(sources: Sequence[Source], alone: Sequence[Saving], across: Saving, limit: int) -> None:
     click.echo(_line("", "memory", "zeros", "saved", "and with zeros"))
     for source, found in zip(sources, alone, strict=True):
-        click.echo(_row(source.name, found))
+        click.echo(_row(_shown(source.name), found))
     click.echo(_row("all together", across))
     frames = f"{across.pages_shared:,} frames for {across.pages_shared + across.pages_sharing:,} pages"
-    click.echo(f"\nwith max_page_sharing {limit}: {frames}; with zeros: use_zero_pages")
+    click.echo(f"\nwith max_page_sharing {limit}: {frames}")
+    click.echo(f"with zeros: use_zero_pages; without it they take {across.zero_frames:,} frames more")
     for source in sources:
+        name = _short(_shown(source.name))
         for reason, nr in source.left_out.items():
-            click.echo(f"{source.name}: left out, {reason}: {size(nr * PAGE_SIZE)}")
+            click.echo(f"{name}: left out, {reason}: {size(nr * PAGE_SIZE)}")
+        if source.tail:
+            click.echo(f"{name}: the last {len(source.tail)} bytes are a page, filled up with zeros")
+
+
+def _short(name: str) -> str:
+    return name if len(name) < _NAME_WIDTH else f"{name[: _NAME_WIDTH - 2]}…"
 
 
 def _row(name: str, found: Saving) -> str:
-    short = name if len(name) < _NAME_WIDTH else f"{name[: _NAME_WIDTH - 2]}…"
     zeros = f"{100 * found.zero_pages / max(found.pages, 1):.0f} %"
     memory, *saved = map(size, (found.pages * PAGE_SIZE, found.saved_bytes, found.saved_with_zeros_bytes))
-    return _line(short, memory, zeros, *saved)
+    return _line(_short(name), memory, zeros, *saved)
 
 
 def _line(name: str, memory: str, zeros: str, saved: str, with_zeros: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 import click
@@ -10,6 +11,7 @@ from ksmemu.cli.options import directory_option, require_extra
 from ksmemu.instance import Instance
 
 _HOST = "127.0.0.1"
+_NUMBER = re.compile("[0-9]{1,5}")
 _STOP = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,7 +27,7 @@ class _Address(click.ParamType[tuple[str, int]]):
         if isinstance(value, tuple):
             return value
         host, _, port = str(value).rpartition(":")
-        if not (port.isdecimal() and int(port) < 1 << 16):
+        if not (_NUMBER.fullmatch(port) and int(port) < 1 << 16):
             self.fail(f"{value!r} is not [HOST:]PORT", param, ctx)
         return host.strip("[]") or _HOST, int(port)
 
@@ -44,14 +46,16 @@ def metrics(directory: str | None, listen: tuple[str, int]) -> None:
     from ksmemu.control.metrics import InstanceCollector  # noqa: PLC0415
 
     host, port = listen
+    shown = f"[{host}]" if ":" in host else host
     registry = CollectorRegistry()
     registry.register(InstanceCollector(Instance.resolve(directory)))
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)  # before there are threads, so that none of them is told
     try:
         server, thread = start_http_server(port, host, registry)
+    except UnicodeError:
+        raise click.UsageError(f"--listen: {shown} is no host") from None
     except OSError as error:
-        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
-    shown = f"[{host}]" if ":" in host else host
+        raise click.UsageError(f"--listen: {shown}:{port}: {error.strerror or error}") from None
     click.echo(f"http://{shown}:{server.server_port}/metrics")
     signal.sigwait(_STOP)
     server.shutdown()

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import click
@@ -16,6 +17,8 @@ _THOUSANDS = "kMGT"
 _NAME_WIDTH = 25
 _VALUE_WIDTH = 16
 _LINE_BEFORE_IS_GONE = "\033[A\033[K"
+_SHORT_SECONDS = 1.0
+"""What takes no longer needs no progress bar."""
 
 
 def size(nr_bytes: int) -> str:
@@ -49,16 +52,23 @@ def echo_json(figures: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Yield what moves a progress bar, which goes when all is done.
+    """Yield what moves a progress bar, which comes after a second, and goes when all is done.
 
     It is on standard error, and only on a terminal: nobody else wants one.
     """
     if not sys.stderr.isatty():
         yield lambda _steps: None
         return
-    with click.progressbar(length=length, label=label, width=0, file=sys.stderr) as bar:
-        yield bar.update
-    click.echo(_LINE_BEFORE_IS_GONE, err=True, nl=False)
+    started = time.monotonic()
+    with click.progressbar(length=length, label=label, width=0, file=sys.stderr, hidden=True) as bar:
+
+        def advance(steps: int) -> None:
+            bar.hidden = time.monotonic() - started < _SHORT_SECONDS
+            bar.update(steps)
+
+        yield advance
+    if not bar.hidden:
+        click.echo(_LINE_BEFORE_IS_GONE, err=True, nl=False)
 
 
 @contextlib.contextmanager
@@ -78,7 +88,7 @@ def waiting(label: str) -> Iterator[None]:
 
 
 def _pulse(label: str, done: threading.Event) -> None:
-    if done.wait(1.0):
+    if done.wait(_SHORT_SECONDS):
         return
     with click.progressbar(itertools.count(), label=label, file=sys.stderr, show_pos=False) as bar:
         while not done.wait(0.1):

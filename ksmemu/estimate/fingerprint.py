@@ -5,6 +5,7 @@ Two different pages have the same one with a probability of n^2 / 2^65 among n p
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class Fingerprinter:
             advance: is told of so many more pages that were read.
 
         Raises:
-            OSError: ENODATA: a file has shrunk. What a process has given back is left out.
+            OSError: ENODATA: a file has shrunk, a process has ended. What one has given back is left out.
         """
         everything = np.empty(sum(source.nr_pages for source in sources), dtype=np.uint64)
         parts, at = [], 0
@@ -72,9 +73,12 @@ class Fingerprinter:
         """Fill in fingerprints; GONE where a process has given its memory back. Return how many pages."""
         try:
             _core.checksum_pages(source.fd, pages, self._seed, found)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                what = "has ended meanwhile" if source.is_process else "has shrunk meanwhile"
+                raise OSError(errno.ENODATA, what, source.name) from None
             if not source.is_process:
-                raise
+                raise OSError(error.errno, error.strerror, source.name) from None
             if len(pages) == 1:
                 found[:] = GONE
             else:

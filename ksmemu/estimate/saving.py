@@ -12,7 +12,7 @@ from ksmemu.estimate.fingerprint import GONE, Fingerprints
 from ksmemu.units import PAGE_SIZE
 
 Counts = npt.NDArray[np.int64]
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 """Fingerprints looked at together: what is made of them takes memory."""
 
 
@@ -24,7 +24,8 @@ class Saving:
         pages: that were looked at.
         zero_pages: those of them that hold zeros: none is needed with use_zero_pages.
         distinct: contents of the rest.
-        pages_shared, pages_sharing: what the counters of these names would be for the rest.
+        pages_shared, pages_sharing: what the counters of these names would be with use_zero_pages.
+        zero_frames, zeros_sharing: what those of zeros would add to them without it.
     """
 
     pages: int
@@ -32,6 +33,8 @@ class Saving:
     distinct: int
     pages_shared: int
     pages_sharing: int
+    zero_frames: int
+    zeros_sharing: int
 
     @property
     def saved_bytes(self) -> int:
@@ -62,7 +65,8 @@ def saving(fingerprints: Fingerprints, zero: int, limit: int) -> Saving:
             distinct += len(sizes)
             shared += frames
             sharing += merged - frames
-    return Saving(end, high - low, distinct, shared, sharing)
+    zero_frames, merged = _merge(np.array([high - low]), limit)
+    return Saving(end, high - low, distinct, shared, sharing, zero_frames, merged - zero_frames)
 
 
 def _group_sizes(ordered: Fingerprints) -> Iterator[Counts]:

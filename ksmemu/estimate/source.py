@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,8 +19,15 @@ from ksmemu.units import PAGE_SIZE, Range
 
 _SWAPPED = np.uint64(1 << 62)
 """Source: Documentation/admin-guide/mm/pagemap.rst."""
-_NOT_MEMORY = ("[v", "/dev/", "/anon_hugepage")
-"""Mappings of the kernel's own, of devices, and of huge pages, which KSM passes over."""
+_KERNEL = 1 << 63
+"""Where the kernel's half begins, in which vsyscall lies: the pagemap has no entry there."""
+_MAPPING = re.compile(
+    r"^(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) .*\n(?P<fields>(?:[A-Z]\w*:.*\n)+)", re.MULTILINE
+)
+_FIELD = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
+"""A mapping in smaps, and what it says of one in KiB. Source: Documentation/filesystems/proc.rst."""
+_PASSED_OVER = {"ht": "huge pages", "io": "", "pf": ""}
+"""Flags of mappings that KSM passes over, and what is said of them: those of devices are no memory."""
 
 
 @dataclass
@@ -103,8 +111,8 @@ def open_process(pid: int) -> Source:
     """
     proc = Path(f"/proc/{pid}")
     try:
-        name = f"{pid} {(proc / 'comm').read_text().rstrip()}"
-        maps = (proc / "maps").read_text().splitlines()
+        name = f"{pid} {(proc / 'comm').read_text(errors='replace').rstrip()}"
+        smaps = (proc / "smaps").read_text(errors="replace")
         fd = os.open(proc / "mem", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
@@ -113,8 +121,8 @@ def open_process(pid: int) -> Source:
     source = Source(name, fd, [], is_process=True)
     try:
         with (proc / "pagemap").open("rb", buffering=0) as pagemap:
-            for line in maps:
-                _add_mapping(source, pagemap.fileno(), line)
+            for mapping in _MAPPING.finditer(smaps):
+                _add_mapping(source, pagemap.fileno(), mapping)
     except PermissionError:
         source.__exit__()
         raise _forbidden(pid) from None
@@ -131,17 +139,26 @@ def _forbidden(pid: int) -> PermissionError:
     )
 
 
-def _add_mapping(source: Source, pagemap: int, line: str) -> None:
-    span, _perms, _offset, _device, _inode, *path = line.split(maxsplit=5)
-    if path and path[0].startswith(_NOT_MEMORY) and not path[0].startswith("/dev/zero"):
+def _add_mapping(source: Source, pagemap: int, mapping: re.Match[str]) -> None:
+    start, end = (int(mapping[bound], 16) for bound in ("start", "end"))
+    if start >= _KERNEL:
         return
-    start, end = (int(bound, 16) for bound in span.split("-"))
+    flags = mapping["fields"].rpartition("VmFlags:")[2].split()
+    kib = {name: int(value) for name, value in _FIELD.findall(mapping["fields"])}
+    if passed_over := [_PASSED_OVER[flag] for flag in flags if flag in _PASSED_OVER]:
+        _leave_out(source, passed_over[0], kib.get("Private_Hugetlb", 0) + kib.get("Shared_Hugetlb", 0))
+        return
+    _leave_out(source, "of files and shared memory", kib["Rss"] - kib["Anonymous"])
     private = np.frombuffer(_core.find_private(pagemap, start, end), np.uint64).reshape(-1, 2) // PAGE_SIZE
     for first, last in private.astype(np.int64).tolist():
         entries = np.frombuffer(os.pread(pagemap, (last - first) * 8, first * 8), np.uint64)
         is_there = np.zeros(last - first + 2, dtype=np.bool_)
         is_there[1 : len(entries) + 1] = entries & _SWAPPED == 0  # to read the others would swap them in
-        if nr_swapped := last - first - int(is_there.sum()):
-            source.left_out["swapped"] = source.left_out.get("swapped", 0) + nr_swapped
+        _leave_out(source, "swapped", (last - first - int(is_there.sum())) * PAGE_SIZE // 1024)
         edges = np.flatnonzero(is_there[1:] != is_there[:-1]) + first
         source.extents += [Range(*pair) for pair in edges.reshape(-1, 2).tolist()]
+
+
+def _leave_out(source: Source, reason: str, kib: int) -> None:
+    if nr_pages := kib * 1024 // PAGE_SIZE:
+        source.left_out[reason] = source.left_out.get(reason, 0) + nr_pages

@@ -1,22 +1,26 @@
 """What `ksmemu estimate` says beforehand is what merging then saves."""
 
+import contextlib
 import json
 import mmap
 import os
 import subprocess
 import sys
 import threading
+import tracemalloc
+from operator import add
 
 import numpy as np
 import pytest
 
-from ksmemu import MADV_MERGEABLE, AddressSpace
 from ksmemu.estimate.fingerprint import GONE, Fingerprinter
 from ksmemu.estimate.saving import saving
 from ksmemu.estimate.source import open_file, open_process
 from tests.support import books
+from tests.support.images import ImageWorker
 from tests.support.pages import content
 from tests.support.procmaps import PAGE
+from tests.support.waiting import wait_until
 
 LIMITS = (2, 3, 7, 256)
 CONTENTS = [
@@ -51,29 +55,30 @@ def figures(*arguments):
     return json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("limit", LIMITS)
-def test_it_is_what_merging_saves(start_ksmd, images, limit):
-    said = figures("--max-page-sharing", limit, *images)["together"]
-    ksmd = start_ksmd(
-        run=1,
-        pages_to_scan=1_000_003,
-        sleep_millisecs=1,
-        smart_scan=0,
-        max_page_sharing=limit,
-        use_zero_pages=1,
-    )
-    spaces = [AddressSpace(path.stat().st_size, instance=ksmd.directory) for path in images]
-    for space, path in zip(spaces, images, strict=True):
-        space.madvise(space.mmap(space.size), space.size, MADV_MERGEABLE)
-        space.write(space.start, path.read_bytes())
+def test_it_is_what_merging_saves(start_ksmd, images):
+    """Image workers, under every limit, with and without use_zero_pages."""
+    ksmd = start_ksmd(pages_to_scan=1_000_003, sleep_millisecs=1, smart_scan=0)
+    with contextlib.ExitStack() as undo:
+        for path in images:
+            undo.enter_context(ImageWorker(ksmd.directory, path))
+        for limit in LIMITS:
+            said = figures("--max-page-sharing", limit, *images)["together"]
+            with_zeros = (said["pages_shared"], said["pages_sharing"], said["zero_pages"])
+            zeros = (said["zero_frames"], said["zeros_sharing"])
+            assert _merged(ksmd, limit, use_zero_pages=1) == with_zeros
+            assert _merged(ksmd, limit, use_zero_pages=0) == (*map(add, with_zeros, zeros), 0)
+            assert said["saved_with_zeros_bytes"] == sum(with_zeros[1:]) * PAGE
+
+
+def _merged(ksmd, limit, *, use_zero_pages):
+    """What ksmd has merged, from nothing."""
+    ksmd.write("run", 2)
+    wait_until(lambda: ksmd.read("pages_shared") == ksmd.read("ksm_zero_pages") == 0, what="unmerged pages")
+    ksmd.write("max_page_sharing", limit)
+    ksmd.write("use_zero_pages", use_zero_pages)
+    ksmd.write("run", 1)
     books.wait_at_rest(ksmd)
-    assert {name: ksmd.read(name) for name in ("pages_shared", "pages_sharing")} == {
-        name: said[name] for name in ("pages_shared", "pages_sharing")
-    }
-    assert ksmd.read("ksm_zero_pages") == said["zero_pages"] == 34
-    assert said["saved_with_zeros_bytes"] == (ksmd.read("pages_sharing") + 34) * PAGE
-    for space in spaces:
-        space.close()
+    return tuple(ksmd.read(name) for name in ("pages_shared", "pages_sharing", "ksm_zero_pages"))
 
 
 def test_each_alone_is_what_it_would_save_alone(images):
@@ -145,14 +150,14 @@ def test_what_a_process_gives_back_meanwhile_is_left_out(tmp_path):
         (found,) = Fingerprinter().take([source], lambda _: None)
         gone.close()
     assert found.tolist().count(GONE) == 2
-    assert source.left_out == {"gone meanwhile": 2}
+    assert source.left_out["gone meanwhile"] == 2
     assert saving(found, 0, 256).pages == 1
 
 
 def test_memory_does_not_grow_beyond_16_bytes_a_page(tmp_path):
     """Holes read as zeros, and take no room on the disk."""
     peaks = []
-    for nr_pages in (1 << 13, 1 << 19):
+    for nr_pages in (1 << 13, 1 << 18):
         path = tmp_path / str(nr_pages)
         with path.open("wb") as file:
             file.truncate(nr_pages * PAGE)
@@ -163,12 +168,16 @@ def test_memory_does_not_grow_beyond_16_bytes_a_page(tmp_path):
             ran.returncode = os.waitstatus_to_exitcode(status)
         assert status == 0
         peaks.append(usage.ru_maxrss * 1024)
-    assert peaks[1] - peaks[0] < 16 * ((1 << 19) - (1 << 13))
+    assert peaks[1] - peaks[0] < 16 * ((1 << 18) - (1 << 13))
 
 
 def test_fingerprints_of_many_contents_are_counted_in_pieces():
     prints = np.arange(3_000_000, dtype=np.uint64) // 3 * 977 + 5
+    tracemalloc.start()
     found = saving(prints, 5, 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(prints)
     assert (found.zero_pages, found.distinct, found.pages_sharing) == (3, 999_999, 999_999)
     assert found.pages_shared == 999_999
 
@@ -176,7 +185,7 @@ def test_fingerprints_of_many_contents_are_counted_in_pieces():
 def test_a_file_that_shrinks_meanwhile_is_an_error(images):
     with open_file(images[0]) as source:
         os.truncate(images[0], PAGE)
-        with pytest.raises(OSError, match="No data available"):
+        with pytest.raises(OSError, match="has shrunk meanwhile"):
             Fingerprinter().take([source], lambda _: None)
 
 
@@ -188,6 +197,10 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(images):
         (["/tmp"], "is no file"),
         (["/dev/null"], "is no file"),
         (["4194305"], "there is no process 4194305"),
+        (["9" * 18], "there is no process 9"),
+        (["9" * 200], "No such file"),
+        (["9" * 5000], "File name too long"),
+        (["/nonexistent/\udcff\n"], "No such file"),
         (["--max-page-sharing", "1", "/bin/true"], "not in the range"),
     ],
 )
@@ -197,6 +210,63 @@ def test_wrong_input_is_one_line_and_status_2(arguments, why):
     assert ran.stdout == ""
     assert len(ran.stderr.splitlines()) == 1
     assert why in ran.stderr
+
+
+def test_a_process_that_ends_meanwhile_is_an_error():
+    sleeper = _Sleeper(range(1, 24))
+    with open_process(sleeper.pid) as source:
+        sleeper.end()
+        with pytest.raises(OSError, match="has ended meanwhile"):
+            Fingerprinter().take([source], lambda _: None)
+
+
+def test_what_is_left_out_of_a_process_is_said():
+    sleeper = _Sleeper(range(1, 24))
+    try:
+        ran = estimate(sleeper.pid)
+        said = json.loads(estimate("--json", sleeper.pid).stdout)["each"][0]["left_out"]
+        with open_process(sleeper.pid) as source:
+            assert source.left_out == said
+    finally:
+        sleeper.end()
+    assert said["of files and shared memory"] >= 31
+    assert ": left out, of files and shared memory: " in ran.stdout
+
+
+def test_of_the_tail_of_a_file_it_is_said_what_becomes_of_it(tmp_path):
+    path = tmp_path / "a\udcff\n"
+    path.write_bytes(page(1) + b"end")
+    ran = estimate(path)
+    assert ran.returncode == 0
+    assert ran.stdout.endswith("\na??: the last 3 bytes are a page, filled up with zeros\n")
+    assert figures(path)["each"][0]["tail_bytes"] == 3
+
+
+def _as_nobody(run):
+    """Run something in a child that has no privilege; return what it says."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            run()
+        except OSError as error:
+            os.write(theirs, f"{error.errno} {error.strerror}".encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours) as said:
+        text = said.read()
+    os.waitpid(child, 0)
+    return text
+
+
+@pytest.mark.root
+def test_who_may_not_look_is_told_so():
+    mine = os.getpid()
+    assert _as_nobody(lambda: open_process(mine)).startswith(f"13 process {mine} may not be looked into")
 
 
 def test_the_table_has_80_columns_at_most(images, tmp_path):

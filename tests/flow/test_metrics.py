@@ -135,8 +135,8 @@ def test_it_listens_on_loopback_unless_told(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ran = _run("--dir", str(tmp_path), "--listen", str(port))
-        assert ran.returncode == 1
-        assert ran.stderr == f"ksmemu: 127.0.0.1:{port}: Address already in use\n"
+        assert ran.returncode == 2
+        assert ran.stderr == f"ksmemu metrics: --listen: 127.0.0.1:{port}: Address already in use\n"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,9 @@ def test_it_listens_on_loopback_unless_told(tmp_path):
         (["--listen", "x"], "is not [HOST:]PORT"),
         (["--listen", "65536"], "is not [HOST:]PORT"),
         (["--listen", "127.0.0.1:"], "is not [HOST:]PORT"),
+        (["--listen", "9" * 5000], "is not [HOST:]PORT"),
+        (["--listen", "a..b:0"], "a..b is no host"),
+        (["--listen", "192.0.2.1:0"], "192.0.2.1:0: Cannot assign requested address"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(arguments, why):
