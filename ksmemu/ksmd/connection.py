@@ -204,8 +204,8 @@ def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: 
             undo.callback(os.close, fd)
         space, number, holder = (_number(said, name) for name in ("space", "number", "holder"))
         slot = worker.slot(space)
-        if slot is None or len(fds) != 1 or not worker.nr_unheard:
-            raise WireError("an ancestor of nothing")
+        if slot is None or len(fds) != 1 or not worker.nr_unheard or number in slot.ancestors:
+            raise WireError("an ancestor of nothing, or one that there is already")
         forked.check_ancestor(domain, slot, fds[0], number, holder)
         undo.pop_all()
     slot.await_all_of(forked.add_ancestor(domain, slot, fds[0], number), holder)

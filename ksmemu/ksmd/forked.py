@@ -51,6 +51,8 @@ def divide(domain: Domain, slot: MmSlot, holder: int, spans: npt.NDArray[np.void
     """
     if len(fds) != 2 or len(spans) != 1:
         raise WireError("a fork without its objects")
+    if slot.unheard:  # what a space is yet to be heard about is kept: else it could make us keep any number
+        raise WireError("a fork before all is said of the one before")
     number = int(spans[0]["value"])
     check_ancestor(domain, slot, fds[1], number, holder)
     handed.check_object(domain, fds[0], slot.nr_pages * PAGE_SIZE)
@@ -70,7 +72,11 @@ def inherited(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None
     named = np.unique(numbers).tolist()
     if not {*named} <= {0, *slot.ancestors}:
         raise WireError(f"pages that show ancestors {named}")
+<<<<<<< HEAD
     # Before an ancestor takes the place of a frame there is an outcome, or the reference would be lost.
+=======
+    # Before an ancestor takes the place of a frame there is an outcome: else the reference would be lost.
+>>>>>>> fuzz
     others = pages[(numbers > 0) & ~slot.is_inherited(pages)]
     if np.isin(slot.rmap.state[others], SHOWS_FRAME).any():
         raise WireError("pages that show an ancestor and a frame")

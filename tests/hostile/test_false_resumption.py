@@ -9,7 +9,7 @@ import pytest
 
 from ksmemu import wire
 from ksmemu.wire import ReportKind
-from tests.support import crew
+from tests.support import crew, procmaps
 from tests.support.fakes import PAGE, FakeWorker, Honest, connect, is_refused
 from tests.support.waiting import wait_until
 
@@ -201,4 +201,26 @@ def _show_both(state, directory, first):
     fake.report(second, space, (2, 3, 0, shown[second]))
     for fd in (own, ancestor):
         os.close(fd)
+    return fake.is_cut_off()
+
+
+def test_a_space_forks_again_only_when_it_has_told_all_of_the_last_time(ksmd, honest, start_worker):
+    """Each fork costs ksmd a descriptor, until it is told that nothing is shown of what it is of."""
+    liar = start_worker()
+    held = len(procmaps.descriptors(ksmd.pid))
+    assert liar.call(_fork_on_and_on, ksmd.directory)
+    assert len(procmaps.descriptors(ksmd.pid)) < held + 11
+    liar.kill()
+
+
+def _fork_on_and_on(state, directory):
+    fake = state.fake = FakeWorker(directory)
+    own = fake.own(bytes(NR_PAGES * PAGE))
+    space = fake.register(own, NR_PAGES)
+    with contextlib.suppress(OSError):
+        for holder in range(1, 23):
+            ancestor = fake.own(bytes(NR_PAGES * PAGE))
+            fake.report(ReportKind.FORKED, space, (0, NR_PAGES, 0, 1), order_id=holder, fds=(own, ancestor))
+            os.close(ancestor)
+    os.close(own)
     return fake.is_cut_off()

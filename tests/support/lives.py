@@ -219,7 +219,7 @@ class _Client:
 
     def _inherit(self):
         self.report(ReportKind.INHERITED, 1, 0, self._spans(3))
-        if self._take() % 2:
+        if self._take() % 8:
             self.report(ReportKind.RESUMED, 1, 0, [])
 
     def _name_an_ancestor(self):
