@@ -72,11 +72,7 @@ def inherited(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None
     named = np.unique(numbers).tolist()
     if not {*named} <= {0, *slot.ancestors}:
         raise WireError(f"pages that show ancestors {named}")
-<<<<<<< HEAD
     # Before an ancestor takes the place of a frame there is an outcome, or the reference would be lost.
-=======
-    # Before an ancestor takes the place of a frame there is an outcome: else the reference would be lost.
->>>>>>> fuzz
     others = pages[(numbers > 0) & ~slot.is_inherited(pages)]
     if np.isin(slot.rmap.state[others], SHOWS_FRAME).any():
         raise WireError("pages that show an ancestor and a frame")
