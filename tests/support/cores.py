@@ -13,8 +13,10 @@ CORE = ROOT / "ksmemu/core"
 _COMMAND = ["gcc", "-shared", "-fPIC", "-std=gnu11", "-D_GNU_SOURCE", "-U_FORTIFY_SOURCE", "-pthread"]
 
 WRAPPED = [
-    *("calloc", "fallocate", "ioctl", "lseek", "madvise", "malloc", "mmap", "mprotect", "munmap", "open"),
-    *("pread", "pthread_create", "pwrite", "recv", "send", "syscall"),
+    *("calloc", "connect", "eventfd", "fallocate", "fcntl", "fstatfs64", "ftruncate", "getrandom"),
+    *("getsockopt", "inotify_add_watch", "inotify_init1", "ioctl", "lseek", "madvise", "malloc"),
+    *("memfd_create", "mmap", "mprotect", "mremap", "munmap", "open", "poll", "pread", "pthread_create"),
+    *("pwrite", "read", "recv", "recvmsg", "send", "sendmsg", "socket", "socketpair", "strdup", "syscall"),
 ]
 """What of the core's calls faults.c stands in front of."""
 
