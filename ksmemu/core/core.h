@@ -194,8 +194,8 @@ int ksmemu_uffd_protect(int uffd, uintptr_t start, size_t size);
 /** ksmemu_uffd_unprotect() - let writes to a registered range go on; -ENOENT: not registered */
 int ksmemu_uffd_unprotect(int uffd, uintptr_t start, size_t size);
 
-/** ksmemu_uffd_wake() - wake whoever sleeps on a fault in the range; they fault again */
-int ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size);
+/** ksmemu_uffd_wake() - wake whoever sleeps on a fault in the range; they fault again. Cannot fail */
+void ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size);
 
 /* ---- harvest.c: what was written, what was copied, where data is ----------------------------- */
 

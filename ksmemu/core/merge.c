@@ -220,7 +220,7 @@ static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space
 	}
 	if (!is_done) /* thaw: a copy that stays is looked for, not tracked */
 		ksmemu_unfreeze(agent, start, size);
-	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
 }
 
@@ -297,7 +297,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	}
 	if (error != -EFAULT) /* what is not ours was not frozen, and is not to be recorded */
 		thaw(agent, space, start, is_own, nr_pages);
-	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
 
 	for (size_t from = 0; from < nr_pages; from++) {

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
-from ksmemu import _core
+from ksmemu import _core, wire
 from tests.support import cores, procmaps
 from tests.support.joined import SPACE, ZERO
 from tests.support.pages import content
@@ -202,6 +203,7 @@ def give_up(on):
 SCENES = {
     "merge": Scene(two_runs_and_zeros, merge_them, busy=(5, 13)),
     "merge, without a tracker": Scene(two_runs_and_zeros, merge_them, busy=(5, 13), how={"tracks": False}),
+    "merge evenly": Scene(two_runs_and_zeros, merge_them, busy=(5, 13), how={"secure": True}),
     "merge what is protected": Scene(protected(two_runs_and_zeros), merge_them, busy=(19,), again=False),
     "renew": Scene(some_merged, renew_them, busy=(5,)),
     "rehome": Scene(some_merged, rehome_them, busy=(8, 16)),
@@ -423,6 +425,27 @@ def _take_orders(_, error):
         on.write_all()
         on.check()
         return not on.is_parted
+
+
+def test_what_cannot_be_kept_or_told_changes_nothing(faulty):
+    faulty.call(_ask_the_agent)
+
+
+def _ask_the_agent(_):
+    """Calls that make nothing but a copy: they fail, and work the next time."""
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with stage(nr_pages=NR_PAGES) as on:
+        agent = on.space.agent
+        note = np.array([(on.space.start, on.space.address(3), wire.ReportKind.BOUND, 1)], wire.NOTE)
+        calls = {"malloc": lambda: agent.remember(SPACE, note.tobytes())}
+        for call, act in (*calls.items(), ("fcntl", agent.control), ("fcntl", lambda: agent.own(SPACE))):
+            with faults.fault((call, 1, *FAULTS[call][0])), pytest.raises(OSError):
+                act()
+            if fd := act():
+                os.close(fd)
+        with faults.fault(("fstatfs64", 1, FAIL, errno.EIO)), pytest.raises(OSError, match="fstatfs"):
+            _core.file_system(on.space.own)
 
 
 def test_every_call_that_can_fail_is_made_to():

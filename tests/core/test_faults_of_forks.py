@@ -5,6 +5,7 @@ Runs in a worker that has the core of faults.c (`faulty`).
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import select
@@ -21,7 +22,7 @@ import pytest
 from ksmemu import wire
 from tests.core.test_faults import FAIL, NR_PAGES, _held, faults_of, some_merged
 from tests.support import procmaps
-from tests.support.joined import SPACE
+from tests.support.joined import SPACE, ZERO
 from tests.support.next_ksmd import ZEROS, NextKsmd
 from tests.support.procmaps import PAGE
 from tests.support.stage import Busy, stage
@@ -29,20 +30,21 @@ from tests.support.waiting import wait_until
 
 BUSY = (2, 8, 19)
 SECONDS = 10.0
+MAX_ANCESTORS = 16
+"""Source: KSMEMU_MAX_ANCESTORS."""
 
 
 @contextlib.contextmanager
-def scene(pool=None, nr_pages=NR_PAGES, *, stirs=True, **how):
-    """Yield a stage with something of everything, and the ksmd that is to come, once it is to be there."""
+def scene(nr_pages=NR_PAGES, **how):
+    """Yield a stage with something of everything, and what begins the ksmd that is to come: NextKsmd's."""
     before = _held()
     with (
         tempfile.TemporaryDirectory() as directory,
-        contextlib.ExitStack() as later,
         stage(nr_pages=nr_pages, directory=directory, **how) as on,
     ):
         on.put(nr_pages - 5, b"behind a hole")
         some_merged(on)
-        yield on, lambda: later.enter_context(NextKsmd(Path(directory), pool, stirs=stirs))
+        yield on, functools.partial(NextKsmd, Path(directory))
     wait_until(lambda: is_no_more_than(before), what="the end of what was held")
 
 
@@ -112,39 +114,46 @@ def part(on):
     on.space.control.close()
 
 
-def take_over(chosen=(), *, is_late=False, with_pool=False, **how):
+def take_over(chosen=(), *, is_late=False, with_pool=False, merge=(), ksmd=None, **how):
     """Let an agent join the next ksmd, and meet faults there; return its calls."""
     from tests.support import faults  # noqa: PLC0415 - only where the core has them
 
-    pool = os.memfd_create("another pool") if with_pool else None
     with contextlib.ExitStack() as closing:
+        pool = os.memfd_create("another pool") if with_pool else None
         if pool is not None:
             os.truncate(pool, 71 * PAGE)
             closing.callback(os.close, pool)
-        on, begin_next = closing.enter_context(scene(pool, **how))
+        on, next_ksmd = closing.enter_context(scene(**how))
         forked_before(on)
+        for first in range(0, len(merge), 1024):
+            errors = on.merge(*((page, ZERO, 1) for page in merge[first : first + 1024]))
+            assert not any(errors.values())
         busy = Busy(on, BUSY)
         busy.begin()
         with faults.fault(*chosen) as calls:
             if is_late:
                 part(on)
                 wait_until(lambda: not on.space.agent.is_alive(), SECONDS, "the end of the ksmd")
-            next_ksmd = begin_next()
+            ksmd = closing.enter_context(next_ksmd(pool, **(ksmd or {})))
             if not is_late:
                 part(on)
-            said = next_ksmd.await_one(os.getpid(), SECONDS)
-            wait_until(on.space.agent.is_alive, SECONDS, "the end of the joining")
+            said = ksmd.await_one(os.getpid(), SECONDS)
+            assert on.space.agent.wait(int(SECONDS))
         busy.end()
-        go_on_with(on, said)
-        check_told(said, on.shows())
-        assert bool(said.inherited) == bool(said.nr_ancestors)
         assert bool({*said.mapped.values()} - {ZEROS}) != with_pool
-        assert not said.hello["forked"]
-        on.check()
-        on.write_all()
-        on.check()
-        go_home(on)
+        see_all_taken_over(on, said)
     return calls
+
+
+def see_all_taken_over(on, said):
+    go_on_with(on, said)
+    check_told(said, on.shows())
+    assert bool(said.inherited) == bool(said.nr_ancestors)
+    assert not said.hello["forked"]
+    on.check()
+    on.write_all()
+    on.check()
+    go_home(on)
 
 
 TAKEOVERS = {
@@ -188,8 +197,47 @@ def test_who_could_not_join_tries_again_by_itself(faulty):
 
 def take_over_late(_):
     failing = [("recvmsg", 1, FAIL, errno.ENOMEM), ("recvmsg", 2, FAIL, errno.ENOMEM)]
-    take_over(failing[:1], is_late=True, stirs=False)
-    take_over(failing, stirs=False)
+    take_over(failing[:1], is_late=True, ksmd={"stirs": False})
+    take_over(failing, ksmd={"stirs": False})
+
+
+def test_what_is_no_answer_of_a_ksmd_is_not_believed(faulty):
+    """A number that is no errno, no pool, half of one, and descriptors that are none of it."""
+    faulty.call(take_over_from_liars)
+
+
+def take_over_from_liars(_):
+    with open("/dev/null", "rb") as null:
+        fd = null.fileno()
+        wrong = [({"errno": -1},), ({},), ({"holder": 1}, (fd,))]
+        wrong += [({"holder": 1, "pool_bytes": PAGE}, fds) for fds in ([fd], [fd, fd])]
+        take_over(ksmd={"wrong": wrong})
+
+
+@pytest.mark.root
+def test_nobody_joins_a_ksmd_of_another_user(faulty):
+    faulty.call(take_over_from_another_user)
+
+
+def take_over_from_another_user(_):
+    with scene() as (on, next_ksmd):
+        forked_before(on)
+        part(on)
+        with next_ksmd(user=65534) as other:
+            wait_until(lambda: other.nr_tries > 1, SECONDS, "a second look")
+        assert not other.joined
+        assert not on.space.agent.wait(0)
+        with next_ksmd() as ksmd:
+            see_all_taken_over(on, ksmd.await_one(os.getpid(), SECONDS))
+
+
+def test_more_mappings_than_one_report_has_room_for_are_told(faulty):
+    faulty.call(take_over_many)
+
+
+def take_over_many(_):
+    nr_pages = 2 * 4096 + 31
+    take_over(nr_pages=nr_pages, merge=range(40, nr_pages - 7, 2))
 
 
 # ---- a fork ----------------------------------------------------------------------------------------
@@ -286,8 +334,7 @@ def fork(chosen=(), **how):
     """
     from tests.support import faults  # noqa: PLC0415 - only where the core has them
 
-    with scene(**how) as (on, begin_next):
-        next_ksmd = begin_next()
+    with scene(**how) as (on, begin), begin() as next_ksmd:
         with faults.fault(*chosen) as calls:
             its = bring_up(on, next_ksmd, may_be_left_out=bool(chosen))
         bring_up(on, next_ksmd)
@@ -317,6 +364,65 @@ def bring_up(on, next_ksmd, *, may_be_left_out=False):
         said.close()
     on.check()
     return calls
+
+
+def test_a_space_that_shows_all_the_ancestors_there_may_be_is_divided_again(faulty):
+    """What they hold comes home before the next one."""
+    faulty.call(fork_often)
+
+
+def fork_often(_):
+    with scene(nr_pages=MAX_ANCESTORS + NR_PAGES) as (on, begin), begin() as next_ksmd:
+        for page in range(NR_PAGES, NR_PAGES + MAX_ANCESTORS):
+            on.put(page, b"of this generation")
+            forked_before(on)
+        bring_up(on, next_ksmd)
+        go_home(on)
+
+
+CANNOT_HOLD = ("open", 1, FAIL, errno.EMFILE)
+"""Then the child is to have nothing."""
+WITHHELD = {
+    "the child gets the mappings": [("madvise", 1, FAIL, errno.ENOMEM)],
+    "the parent cannot lift that": [("madvise", 2, FAIL, errno.ENOMEM)],
+    "the parent cannot lift that twice": [
+        ("madvise", 2, FAIL, errno.ENOMEM),
+        ("madvise", 3, FAIL, errno.ENOMEM),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", WITHHELD)
+def test_what_cannot_be_withheld_is_unmapped_in_the_child(faulty, what):
+    faulty.call(fork_without, [CANNOT_HOLD, *WITHHELD[what]])
+
+
+def fork_without(_, chosen):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with scene() as (on, begin), begin() as next_ksmd:
+        with faults.fault(*chosen):
+            for _ in range(2):
+                bring_up(on, next_ksmd, may_be_left_out=True)
+        bring_up(on, next_ksmd)
+        go_home(on)
+
+
+def test_a_child_that_would_share_memory_ends(faulty):
+    """Where it cannot even be unmapped."""
+    faulty.call(fork_to_death)
+
+
+def fork_to_death(_):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with scene() as (on, _):
+        with faults.fault(CANNOT_HOLD, ("madvise", 1, FAIL, errno.ENOMEM), ("munmap", 1, FAIL, errno.ENOMEM)):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGABRT
+        on.check()
 
 
 FORKS = {

@@ -21,11 +21,16 @@ WRAPPED = [
 """What of the core's calls faults.c stands in front of."""
 
 
+def folder(name):
+    """Return where a build is made."""
+    return Path(os.environ.get("KSMEMU_BUILD", ROOT / "build")) / name
+
+
 def build(name, *sources, flags=("-O2",)):
     """Build the core with more sources, once for each change of any; return the module's path."""
     sources = [*sorted(CORE.glob("*.c")), *sources]
     inputs = [*sources, *CORE.glob("*.h"), Path(__file__)]
-    built = Path(os.environ.get("KSMEMU_BUILD", ROOT / "build")) / name / "_core.so"
+    built = folder(name) / "_core.so"
     if not built.exists() or any(f.stat().st_mtime > built.stat().st_mtime for f in inputs):
         built.parent.mkdir(parents=True, exist_ok=True)
         part = built.with_suffix(f".{os.getpid()}")

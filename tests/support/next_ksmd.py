@@ -3,6 +3,7 @@
 It answers everything with a yes, and keeps what it was told.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -40,22 +41,36 @@ class Joined:
         self.order.close()
 
 
+@contextlib.contextmanager
+def _as(user):
+    before = os.geteuid()
+    os.seteuid(before if user is None else user)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 class NextKsmd:
     """Listens in a directory until it is closed. `pool`: for who comes with another one; None: all are right.
 
     `stirs`: whether who waits for a sign gets one. Without it an agent tries again later.
+    `wrong`: what is answered first, instead of a yes to the hello: (message, descriptors).
+    `user`: who the kernel says that listens.
 
     Attributes: joined: by pid, and removed by who takes them.
     """
 
-    def __init__(self, directory, pool=None, *, stirs=True):
+    def __init__(self, directory, pool=None, *, stirs=True, wrong=(), user=None):
         self.directory, self.pool, self.joined, self.stirs = directory, pool, {}, stirs
+        self._wrong = [*wrong]
         self.nr_tries = 0
         self._is_over = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.settimeout(_LOOK_SECONDS)
         self._listener.bind(str(directory / "part"))
-        self._listener.listen()
+        with _as(user):
+            self._listener.listen()
         (directory / "part").rename(directory / "ksmd.sock")
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -119,6 +134,10 @@ class NextKsmd:
             raise
 
     def _welcome(self, joined, with_pool):
+        if self._wrong:
+            wire.send_control(joined.control, *self._wrong.pop(0))
+            joined.close()
+            return False
         if with_pool and self.pool is not None:
             wire.send_control(joined.control, _ESTALE)
             joined.close()
