@@ -31,7 +31,7 @@ SOAK = $(BIN)/python -m tests.soak --minutes $(MINUTES) $(SEED:%=--seed %)
 PYTHON_INCLUDE = -isystem $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
 	$(addprefix -isystem ,$(wildcard .venv/lib/python*/site-packages/numpy/_core/include))
 
-.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody soaked soak kills leaks coverage fuzz lint style types docs c-warnings clean $(C_FILES:%=warnings-of/%)
+.PHONY: venv demo bench test in-lane-1 in-lane-2 as-nobody covered soaked soak kills leaks coverage fuzz lint style types docs c-warnings clean $(C_FILES:%=warnings-of/%)
 
 venv: $(STAMP)
 
@@ -54,7 +54,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 # Most tests wait for other processes: root runs them in lanes, all at a time.
 test: lint
 	@if [ "$$(id -u)" = 0 ]; then \
-		$(MAKE) --no-print-directory --keep-going --jobs in-lane-1 in-lane-2 as-nobody soaked; \
+		$(MAKE) --no-print-directory --keep-going --jobs in-lane-1 in-lane-2 as-nobody covered soaked; \
 	else \
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
@@ -68,6 +68,9 @@ in-lane-1:
 
 in-lane-2:
 	@tests/lane.sh 2 $(BIN)/python -m pytest tests $(LANE_1:%=--ignore=%)
+
+covered:
+	@tests/lane.sh coverage $(BIN)/python -m tests.support.coverage
 
 as-nobody:
 	@tests/lane.sh nobody tests/as_nobody.sh

@@ -35,8 +35,10 @@ static void send_report(struct ksmemu_agent *agent)
 	do { /* an application's thread may be interrupted while ksmd is slow */
 		sent = send(agent->order, &agent->outbox, size, MSG_NOSIGNAL);
 	} while (sent < 0 && errno == EINTR);
-	if (sent < 0)
+	if (sent < 0) {
 		shutdown(agent->order, SHUT_RDWR);
+		agent->is_cut_off = true;
+	}
 }
 
 void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,

@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "wire.h"
@@ -89,6 +90,7 @@ struct ksmemu_ancestor {
 /* What a child takes in the place of what its parent has; own is -1 where it does not inherit the space. */
 struct ksmemu_heritage {
 	int own;
+	bool is_mapped; /* the child has the mappings */
 	struct ksmemu_holder holders[KSMEMU_MAX_ANCESTORS];
 };
 
@@ -110,6 +112,8 @@ struct ksmemu_space {
 	unsigned char
 		*is_inherited; /* a bit for each page that shows an ancestor; NULL before a fork */
 	struct ksmemu_heritage heritage; /* only during a fork */
+	bool is_withheld;		 /* children do not get the mappings */
+	bool is_torn; /* a fork has divided some of it, and failed: the rest shows the ancestor as its own */
 	struct ksmemu_space *next;
 };
 
@@ -147,6 +151,8 @@ struct ksmemu_agent {
 	struct ksmemu_space *spaces;
 	struct ksmemu_agent *next;
 	_Atomic bool is_alive; /* set by the thread: whether ksmd listens; read by anyone */
+	bool is_cut_off;       /* by us: a report could not be sent */
+	bool is_unknown;       /* a forked child that no ksmd has heard of yet */
 	bool has_thread;       /* not so in a child that could not get one */
 	/* The agent thread may not allocate: room for one order and its report. */
 	struct {
@@ -188,8 +194,8 @@ int ksmemu_uffd_protect(int uffd, uintptr_t start, size_t size);
 /** ksmemu_uffd_unprotect() - let writes to a registered range go on; -ENOENT: not registered */
 int ksmemu_uffd_unprotect(int uffd, uintptr_t start, size_t size);
 
-/** ksmemu_uffd_wake() - wake whoever sleeps on a fault in the range; they fault again */
-int ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size);
+/** ksmemu_uffd_wake() - wake whoever sleeps on a fault in the range; they fault again. Cannot fail */
+void ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size);
 
 /* ---- harvest.c: what was written, what was copied, where data is ----------------------------- */
 
@@ -450,6 +456,9 @@ void ksmemu_walk_end(struct ksmemu_walk *walk);
  */
 bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
 		    uintptr_t start, uintptr_t end);
+
+/** ksmemu_status() - what the kernel says of an open object: cannot fail, its file system asks nobody */
+struct stat ksmemu_status(int object);
 
 /** ksmemu_is_of() - whether a mapping shows the object with this descriptor */
 bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object);

@@ -29,13 +29,6 @@
 
 /* ---- before: the own object becomes an ancestor ------------------------------------------------ */
 
-static bool holds_data(int object)
-{
-	struct stat status;
-
-	return fstat(object, &status) == 0 && status.st_blocks > 0;
-}
-
 /* Apply to every mapping of the own object, as they are at the beginning. */
 static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		    int (*act)(struct ksmemu_agent *agent, struct ksmemu_space *space,
@@ -70,8 +63,7 @@ static void track_advised(const struct ksmemu_agent *agent, const struct ksmemu_
 }
 
 /* Show [start, end) of the old own object privately; or, where that holds nothing, the new one. */
-static int show(const struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
-		uintptr_t end, int new)
+static int show(struct ksmemu_space *space, uintptr_t start, uintptr_t end, int new)
 {
 	int error = 0;
 
@@ -87,25 +79,33 @@ static int show(const struct ksmemu_agent *agent, struct ksmemu_space *space, ui
 			continue;
 		}
 		error = ksmemu_map_own(start, stop - start, prot, new, ksmemu_offset(space, start));
-		if (!error)
-			track_advised(agent, space, start, stop);
 	}
 	return error;
 }
 
-/* The next stretch of data at or after an offset, with the short holes in it; *start = end: there is none. */
-static void next_data(int object, off_t *start, off_t *stop, off_t end)
+/* Find data or a hole (whence) at or after an offset; *ret = end: there is none before that. */
+static int seek(int object, off_t at, int whence, off_t end, off_t *ret)
 {
-	off_t next = lseek(object, *start, SEEK_DATA);
+	off_t found = lseek(object, at, whence);
 
-	*start = next < 0 || next > end ? end : next;
-	for (*stop = *start;
-	     next >= 0 && next < end && next - *stop < HOLE_PAGES << KSMEMU_PAGE_SHIFT;) {
-		*stop = lseek(object, next, SEEK_HOLE);
-		next = lseek(object, *stop, SEEK_DATA);
+	if (found < 0 && errno != ENXIO)
+		return -errno;
+	*ret = found < 0 || found > end ? end : found;
+	return 0;
+}
+
+/* The next stretch of data at or after an offset, with the short holes in it; *start = end: there is none. */
+static int next_data(int object, off_t *start, off_t *stop, off_t end)
+{
+	int error = seek(object, *start, SEEK_DATA, end, start);
+	off_t next = *stop = *start;
+
+	while (!error && next < end && next - *stop < HOLE_PAGES << KSMEMU_PAGE_SHIFT) {
+		error = seek(object, next, SEEK_HOLE, end, stop);
+		if (!error)
+			error = seek(object, *stop, SEEK_DATA, end, &next);
 	}
-	if (*stop > end)
-		*stop = end;
+	return error;
 }
 
 /* SAFE: no page can appear in the object meanwhile (hold), so a hole is one until it is mapped anew. */
@@ -116,29 +116,42 @@ static int divide(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	off_t end = ksmemu_offset(space, mapping->end);
 	int error = 0;
 
+	(void)agent;
+	space->is_torn = true; /* until all is divided */
 	while (at < end && !error) {
 		off_t data = at, stop;
 
-		next_data(space->own, &data, &stop, end);
+		error = next_data(space->own, &data, &stop, end);
+		if (error)
+			break;
 		/* Without room for a mapping more the hole goes with the data: it shows zeros, too. */
-		if (data > at && show(agent, space, space->start + (uintptr_t)at,
-				      space->start + (uintptr_t)data, new))
+		if (data > at &&
+		    show(space, space->start + (uintptr_t)at, space->start + (uintptr_t)data, new))
 			data = at;
 		if (stop > data)
-			error = show(agent, space, space->start + (uintptr_t)data,
+			error = show(space, space->start + (uintptr_t)data,
 				     space->start + (uintptr_t)stop, -1);
 		at = stop > data ? stop : data;
 	}
 	return error;
 }
 
-/* What is the own object still is recorded again. */
-static int track_again(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		       const struct ksmemu_mapping *mapping, int new)
+static int track_mapping(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			 const struct ksmemu_mapping *mapping, int new)
 {
 	(void)new;
 	track_advised(agent, space, mapping->start, mapping->end);
 	return 0;
+}
+
+/*
+ * Record writes to what shows the own object; where that fails it is as in track_advised(). Not while it is held:
+ * the kernel would not let go of all at once.
+ */
+static void track_own(struct ksmemu_agent *agent, struct ksmemu_space *space)
+{
+	if (agent->track >= 0)
+		(void)each_own(agent, space, track_mapping, -1);
 }
 
 /* Find a number for a new ancestor; those that are not shown any more are forgotten. */
@@ -221,8 +234,7 @@ static int new_own(const struct ksmemu_space *space, int *ret, int *ret_reader)
 
 /*
  * Hold, divide, let go. Whoever touches a hole sleeps in between; data can be read and written. One call for
- * the whole space: it may have tens of thousands of mappings. An error leaves pages private that were divided;
- * they are the worker's own still.
+ * the whole space: it may have tens of thousands of mappings. After an error the space may be torn.
  */
 static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, int new)
 {
@@ -240,44 +252,55 @@ static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, in
 		error = each_own(agent, space, divide, new);
 	if (is_held)
 		ksmemu_unfreeze(agent, space->start, space->size);
-	if (error)
-		(void)each_own(agent, space, track_again, -1);
-	(void)ksmemu_uffd_wake(agent->freeze, space->start, space->size); /* the range is valid */
+	ksmemu_uffd_wake(agent->freeze, space->start, space->size);
 	return error;
 }
 
+/*
+ * After an error that came in the middle the space is torn: some of its pages have been divided, and others show
+ * the ancestor as if it were the own object still. That is right for this process, and for no child.
+ */
 static int become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
-	struct ksmemu_ancestor ancestor = { .holder = { .file = -1 } };
+	struct stat status = ksmemu_status(space->own);
+	struct ksmemu_ancestor ancestor = { .holder = { .file = -1 },
+					    .device = status.st_dev,
+					    .inode = status.st_ino };
 	int own = -1, reader = -1;
 	uint32_t number = 0;
-	struct stat status;
-	int error = fstat(space->own, &status) < 0 ? -errno : 0;
+	int error = free_number(agent, space, &number);
 
-	if (!error)
-		error = free_number(agent, space, &number);
 	if (!error)
 		error = new_own(space, &own, &reader);
 	if (!error)
 		error = ksmemu_holder_open(space->own, O_RDWR, &ancestor.holder);
 	if (!error)
 		error = divide_all(agent, space, own);
-	if (error) {
+	if (error && !space->is_torn) {
 		ksmemu_holder_close(&ancestor.holder);
 		if (own >= 0) {
 			close(own);
 			close(reader);
 		}
-		return error;
+	} else {
+		space->is_torn = error != 0;
+		space->ancestors[number - 1] = ancestor;
+		close(space->own);
+		space->own = own;
+		tell_of_fork(agent, space, number, reader);
+		close(reader);
 	}
-	ancestor.device = status.st_dev;
-	ancestor.inode = status.st_ino;
-	space->ancestors[number - 1] = ancestor;
-	close(space->own);
-	space->own = own;
-	tell_of_fork(agent, space, number, reader);
-	close(reader);
-	return 0;
+	track_own(agent, space);
+	return error;
+}
+
+/* What the ancestors of a torn space hold comes home, also what shows them as if they were its own. */
+static int mend(struct ksmemu_agent *agent, struct ksmemu_space *space)
+{
+	int error = ksmemu_leave_ancestors(agent, space, space->start, space->start + space->size);
+
+	space->is_torn = error != 0;
+	return error;
 }
 
 static void drop_heritage(struct ksmemu_space *space)
@@ -300,18 +323,32 @@ static int make_heritage(struct ksmemu_space *space)
 	return error;
 }
 
+/* Whether a child gets the mappings of a space. 0 or -errno: some may have, or have not. */
+static int inherit_mappings(struct ksmemu_space *space, bool on)
+{
+	int advice = on ? MADV_DOFORK : MADV_DONTFORK;
+
+	return madvise((void *)space->start, space->size, advice) < 0 ? -errno : 0;
+}
+
 /* A space that cannot be divided is not there in the child, where it would be one with the parent's. */
 static void prepare(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
 	int error = agent->child.file < 0 ? -EMFILE : 0;
 
-	if (!error && holds_data(space->own))
+	space->heritage.is_mapped = true;
+	if (!error && space->is_withheld)
+		error = inherit_mappings(space, true);
+	if (!error && space->is_torn)
+		error = mend(agent, space);
+	if (!error && ksmemu_status(space->own).st_blocks > 0)
 		error = become_ancestor(agent, space);
 	if (!error)
 		error = make_heritage(space);
+	space->is_withheld = error != 0;
 	if (error) {
 		drop_heritage(space);
-		(void)madvise((void *)space->start, space->size, MADV_DONTFORK);
+		space->heritage.is_mapped = inherit_mappings(space, false) != 0;
 	}
 }
 
@@ -337,8 +374,8 @@ static void after_fork_in_parent(void)
 {
 	for (struct ksmemu_agent *agent = ksmemu_agents; agent; agent = agent->next) {
 		for (struct ksmemu_space *space = agent->spaces; space; space = space->next) {
-			if (space->heritage.own < 0)
-				(void)madvise((void *)space->start, space->size, MADV_DOFORK);
+			if (space->is_withheld) /* if it fails, it is tried again before the next fork */
+				space->is_withheld = inherit_mappings(space, true) != 0;
 			drop_heritage(space);
 		}
 		ksmemu_holder_close(&agent->child);
@@ -353,10 +390,12 @@ static void after_fork_in_parent(void)
 static int show_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		    const struct ksmemu_mapping *mapping, int new)
 {
-	return show(agent, space, mapping->start, mapping->end, new);
+	(void)agent;
+	return show(space, mapping->start, mapping->end, new);
 }
 
-static void inherit_space(struct ksmemu_agent *agent, struct ksmemu_space *space)
+/* Take the heritage. An error leaves mappings of the parent's own object. */
+static int inherit_space(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
 	int error = each_own(agent, space, show_own, space->heritage.own);
 
@@ -368,9 +407,15 @@ static void inherit_space(struct ksmemu_agent *agent, struct ksmemu_space *space
 		space->ancestors[i].holder = space->heritage.holders[i];
 		space->heritage.holders[i].file = -1;
 	}
-	/* Without it parent and child would write to the same page. */
-	if (error)
-		abort();
+	return error;
+}
+
+/* Without it parent and child would write to the same page: better no child. */
+static void leave_out(struct ksmemu_space *space)
+{
+	if (space->heritage.is_mapped && ksmemu_unreserve(space->start, space->size))
+		abort(); /* GCOVR_EXCL_LINE: what it counts does not outlive it */
+	ksmemu_space_drop(space);
 }
 
 /* Spaces that were left out are gone; the others are the child's own now. */
@@ -381,12 +426,11 @@ static void inherit_spaces(struct ksmemu_agent *agent)
 	while (*at) {
 		struct ksmemu_space *space = *at;
 
-		if (space->heritage.own < 0) {
+		if (space->heritage.own < 0 || inherit_space(agent, space)) {
 			*at = space->next;
-			ksmemu_space_drop(space);
+			leave_out(space);
 			continue;
 		}
-		inherit_space(agent, space);
 		at = &space->next;
 	}
 }
@@ -407,9 +451,12 @@ static void inherit(struct ksmemu_agent *agent)
 	agent->frames = NULL; /* not inherited */
 	ksmemu_agent_init_lock(agent);
 	atomic_store(&agent->is_alive, false);
+	agent->is_unknown = true;
+	inherit_spaces(agent); /* now, as there are descriptors again */
 	agent->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	error = agent->pagemap < 0 ? -errno : ksmemu_agent_set_up(agent);
-	inherit_spaces(agent);
+	for (struct ksmemu_space *space = agent->spaces; space && !error; space = space->next)
+		track_own(agent, space);
 	if (!error)
 		error = ksmemu_agent_start(agent);
 	agent->has_thread = !error;

@@ -19,7 +19,8 @@ static int name(int file, uint64_t *ret)
 	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_len = 1 };
 	uint64_t number;
 
-	if (getrandom(&number, sizeof(number), 0) != sizeof(number))
+	if (getrandom(&number, sizeof(number), 0) <
+	    0) /* so few bytes come together or not at all */
 		return -errno;
 	number = 1 + number % (MAX_NAME - 1);
 	lock.l_start = (off_t)number;

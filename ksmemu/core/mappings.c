@@ -84,12 +84,19 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 	return got;
 }
 
+struct stat ksmemu_status(int object)
+{
+	struct stat status = { .st_ino = 0 };
+
+	(void)fstat(object, &status);
+	return status;
+}
+
 bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object)
 {
-	struct stat status;
+	struct stat status = ksmemu_status(object);
 
-	return fstat(object, &status) == 0 && mapping->inode == status.st_ino &&
-	       mapping->device == status.st_dev;
+	return mapping->inode == status.st_ino && mapping->device == status.st_dev;
 }
 
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping)

@@ -72,7 +72,8 @@ void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t s
 	if (half) {
 		ksmemu_unfreeze(agent, start, half);
 		ksmemu_unfreeze(agent, start + half, size - half);
-	} else {
+	} else if (!ksmemu_uffd_register(agent->freeze, start, size, UFFDIO_REGISTER_MODE_WP)) {
+		/* EBUSY otherwise: the program's own userfaultfd watches it, whose protection is not ours to end */
 		(void)ksmemu_uffd_unprotect(agent->freeze, start, size);
 	}
 }
@@ -220,7 +221,7 @@ static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space
 	}
 	if (!is_done) /* thaw: a copy that stays is looked for, not tracked */
 		ksmemu_unfreeze(agent, start, size);
-	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
 }
 
@@ -297,7 +298,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	}
 	if (error != -EFAULT) /* what is not ours was not frozen, and is not to be recorded */
 		thaw(agent, space, start, is_own, nr_pages);
-	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
 
 	for (size_t from = 0; from < nr_pages; from++) {

@@ -97,7 +97,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 		/* An unarmed page is named by every harvest: late to merge again, never lost. */
 		(void)ksmemu_arm(agent, start, end);
 	}
-	(void)ksmemu_uffd_wake(agent->freeze, start, size); /* the range is valid: cannot fail */
+	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
 	return error;
 }
@@ -192,7 +192,7 @@ static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		*ret_done = end;
 		error = arm_data(agent, space, start, end);
 	}
-	(void)ksmemu_uffd_wake(agent->freeze, start, end - start);
+	ksmemu_uffd_wake(agent->freeze, start, end - start);
 	return error;
 }
 

@@ -27,8 +27,9 @@
 /* ksmd answers between two slices of a scan. */
 #define ANSWER_MILLISECS 10000
 
-/* While there is no directory that could be watched. */
+/* While there is no directory that could be watched, and after a join that failed: then each time twice as long. */
 #define RETRY_MILLISECS 1000
+#define MAX_RETRY_MILLISECS 64000
 
 /* What ksmd answers; descriptors may come with it. */
 struct answer {
@@ -60,7 +61,10 @@ int ksmemu_send(int sock, const void *bytes, size_t size, const int *fds, size_t
 		.cmsg_len = CMSG_LEN(nr_fds * sizeof(int)),
 	};
 	memcpy(CMSG_DATA(head), fds, nr_fds * sizeof(int));
-	return sendmsg(sock, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	while (sendmsg(sock, &message, MSG_NOSIGNAL) < 0)
+		if (errno != EINTR) /* an application's thread, before its fork */
+			return -errno;
+	return 0;
 }
 
 static int receive(int control, struct answer *ret)
@@ -162,7 +166,7 @@ static int say_hello(struct ksmemu_agent *agent, int control, int order, bool wi
 		       "\"merge_any\": %s, \"refuses\": %s, \"forked\": %s}",
 		       KSMEMU_WIRE_VERSION, nr_spaces, agent->holder.name, terms->label,
 		       word(terms->tracks), word(terms->rfc2009), word(terms->secure),
-		       word(terms->merge_any), word(terms->refuses), word(agent->control < 0));
+		       word(terms->merge_any), word(terms->refuses), word(agent->is_unknown));
 	return ask(agent, control, text, fds, with_pool ? 3 : 2, ret);
 }
 
@@ -367,16 +371,14 @@ static int take_pool(struct ksmemu_agent *agent, struct answer *answer)
 
 /* ---- resuming ------------------------------------------------------------------------------ */
 
-/* Take new sockets in place of those whose other end is gone. */
-static void take_sockets(struct ksmemu_agent *agent, int *control, int *order)
+/* A ksmd that still listens hears of it, and takes the next hello for one of a worker that it has lost. */
+static void drop_sockets(struct ksmemu_agent *agent)
 {
-	if (agent->control >= 0) { /* a forked child has none yet */
+	if (agent->control >= 0) {
 		close(agent->control);
 		close(agent->order);
 	}
-	agent->control = *control;
-	agent->order = *order;
-	*control = *order = -1;
+	agent->control = agent->order = -1;
 }
 
 static int join(struct ksmemu_agent *agent, bool with_pool)
@@ -399,22 +401,31 @@ static int join(struct ksmemu_agent *agent, bool with_pool)
 	close_fds(&answer);
 	if (error)
 		return error;
-	take_sockets(agent, &control, &order);
+	drop_sockets(agent);
+	agent->control = control;
+	agent->order = order;
+	control = order = -1;
+	agent->is_cut_off = false;
 	error = tell_all(agent);
-	if (!error) {
-		atomic_store(&agent->is_alive, true);
-		pthread_cond_broadcast(&agent->joined);
+	if (!error && agent->is_cut_off)
+		error = -ECONNRESET;
+	if (error) {
+		drop_sockets(agent);
+		return error;
 	}
-	return error;
+	agent->is_unknown = false;
+	atomic_store(&agent->is_alive, true);
+	pthread_cond_broadcast(&agent->joined);
+	return 0;
 }
 
-/* Sleep until something happens where the next ksmd would appear, or a while where nothing can be watched. */
-static void await_change(const struct ksmemu_agent *agent, int watch, bool is_watched)
+/* Sleep until something happens where the next ksmd would appear, but so long at most; < 0: for ever. */
+static void await_change(const struct ksmemu_agent *agent, int watch, int millisecs)
 {
 	struct pollfd wanted[] = { { watch, POLLIN, 0 }, { agent->stop, POLLIN, 0 } };
 	char events[sizeof(struct inotify_event) + NAME_MAX + 1];
 
-	(void)poll(wanted, 2, is_watched ? -1 : RETRY_MILLISECS);
+	(void)poll(wanted, 2, millisecs);
 	while (read(watch, events, sizeof(events)) > 0)
 		continue;
 }
@@ -426,9 +437,25 @@ static bool is_to_end(const struct ksmemu_agent *agent)
 	return poll(&wanted, 1, 0) > 0;
 }
 
+/* How long to wait for a sign before the next try, after one that failed. */
+static int pause_after(int error, bool is_watched, int *retry)
+{
+	int now = *retry;
+
+	if (!is_watched)
+		return RETRY_MILLISECS;
+	if (error == -ENOENT || error == -ECONNREFUSED) { /* there is no ksmd */
+		*retry = RETRY_MILLISECS;
+		return -1;
+	}
+	*retry = now < MAX_RETRY_MILLISECS ? 2 * now : now;
+	return now;
+}
+
 bool ksmemu_resume(struct ksmemu_agent *agent)
 {
 	AUTO_CLOSE int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+	int retry = RETRY_MILLISECS;
 
 	while (!is_to_end(agent)) {
 		/* First the watch, then the look: what comes in between is seen. A ksmd moves its socket here. */
@@ -440,7 +467,7 @@ bool ksmemu_resume(struct ksmemu_agent *agent)
 			error = join(agent, false);
 		if (!error)
 			return true;
-		await_change(agent, watch, is_watched);
+		await_change(agent, watch, pause_after(error, is_watched, &retry));
 	}
 	return false;
 }

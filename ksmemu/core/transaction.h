@@ -34,15 +34,7 @@ int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, 
  * ksmemu_unfreeze() - let the writers of a range go on that still shows what it did; the wake is the caller's
  *
  * The kernel refuses the whole range for one page that is no longer ours (EINVAL), or for want of memory.
- * What it refuses is let go by halves, and a page at least unprotected: no writer may sleep for ever.
- */
-void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t size);
-
-/**
- * ksmemu_unfreeze() - let the writers of a range go on that still shows what it did; the wake is the caller's
- *
- * The kernel refuses the whole range for one page that is no longer ours (EINVAL), or for want of memory.
- * What it refuses is let go by halves, and a page at least unprotected: no writer may sleep for ever.
+ * What it refuses is let go by halves, and a page of ours at least unprotected: no writer may sleep for ever.
  */
 void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t size);
 

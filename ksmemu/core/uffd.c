@@ -80,15 +80,18 @@ int ksmemu_uffd_unprotect(int uffd, uintptr_t start, size_t size)
 {
 	struct uffdio_writeprotect arg = { .range = { start, size } };
 
-	/* SAFE: only ends what a freeze began that came to nothing: the page shows what it did before. */
+	/*
+	 * SAFE: only ends what a freeze began that came to nothing: the page shows what it did before. The kernel
+	 * does not ask whose protection it is: the caller has found the page registered with this userfaultfd.
+	 */
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) < 0 ? -errno : 0;
 }
 
-int ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size)
+void ksmemu_uffd_wake(int uffd, uintptr_t start, size_t size)
 {
 	struct uffdio_range arg = { start, size };
 
-	if (ksmemu_is_broken("wake"))
-		return 0;
-	return ioctl(uffd, UFFDIO_WAKE, &arg) < 0 ? -errno : 0;
+	if (!ksmemu_is_broken("wake"))
+		(void)ioctl(uffd, UFFDIO_WAKE,
+			    &arg); /* the kernel asks only whether the range is one */
 }

@@ -13,17 +13,24 @@ CORE = ROOT / "ksmemu/core"
 _COMMAND = ["gcc", "-shared", "-fPIC", "-std=gnu11", "-D_GNU_SOURCE", "-U_FORTIFY_SOURCE", "-pthread"]
 
 WRAPPED = [
-    *("calloc", "fallocate", "ioctl", "lseek", "madvise", "malloc", "mmap", "mprotect", "munmap", "open"),
-    *("pread", "pthread_create", "pwrite", "recv", "send", "syscall"),
+    *("calloc", "connect", "eventfd", "fallocate", "fcntl", "fstatfs64", "ftruncate", "getrandom"),
+    *("getsockopt", "inotify_add_watch", "inotify_init1", "ioctl", "lseek", "madvise", "malloc"),
+    *("memfd_create", "mmap", "mprotect", "mremap", "munmap", "open", "poll", "pread", "pthread_create"),
+    *("pwrite", "read", "recv", "recvmsg", "send", "sendmsg", "socket", "socketpair", "strdup", "syscall"),
 ]
 """What of the core's calls faults.c stands in front of."""
+
+
+def folder(name):
+    """Return where a build is made."""
+    return Path(os.environ.get("KSMEMU_BUILD", ROOT / "build")) / name
 
 
 def build(name, *sources, flags=("-O2",)):
     """Build the core with more sources, once for each change of any; return the module's path."""
     sources = [*sorted(CORE.glob("*.c")), *sources]
     inputs = [*sources, *CORE.glob("*.h"), Path(__file__)]
-    built = Path(os.environ.get("KSMEMU_BUILD", ROOT / "build")) / name / "_core.so"
+    built = folder(name) / "_core.so"
     if not built.exists() or any(f.stat().st_mtime > built.stat().st_mtime for f in inputs):
         built.parent.mkdir(parents=True, exist_ok=True)
         part = built.with_suffix(f".{os.getpid()}")

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -11,8 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -38,6 +44,22 @@ static struct {
 	size_t length;
 	char trace[1 << 16]; /* names of all calls, a line each */
 } faults = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* A forked child goes on with the faults of its parent, whatever the other threads were about. */
+static void lock(void)
+{
+	pthread_mutex_lock(&faults.lock);
+}
+
+static void unlock(void)
+{
+	pthread_mutex_unlock(&faults.lock);
+}
+
+__attribute__((constructor)) static void keep_over_forks(void)
+{
+	pthread_atfork(lock, unlock, unlock);
+}
 
 void faults_choose(const char *name, unsigned int nth, int how, int error);
 void faults_begin(void);
@@ -205,6 +227,29 @@ WRAP_SIZED(ssize_t, pwrite, (int fd, const void *from, size_t size, off_t offset
 WRAP_PAGES(mprotect, (void *at, size_t size, int prot), (at, size, prot))
 WRAP_PAGES(madvise, (void *at, size_t size, int advice), (at, size, advice))
 WRAP_PAGES(fallocate, (int fd, int mode, off_t offset, off_t size), (fd, mode, offset, size))
+
+WRAP(int, -1, fstatfs64, (int fd, struct statfs64 *status), (fd, status))
+WRAP(int, -1, ftruncate, (int fd, off_t size), (fd, size))
+WRAP(int, -1, memfd_create, (const char *name, unsigned int flags), (name, flags))
+WRAP(int, -1, eventfd, (unsigned int count, int flags), (count, flags))
+WRAP(int, -1, inotify_init1, (int flags), (flags))
+WRAP(int, -1, inotify_add_watch, (int fd, const char *path, uint32_t mask), (fd, path, mask))
+WRAP(int, -1, poll, (struct pollfd * fds, nfds_t nr, int timeout), (fds, nr, timeout))
+WRAP(int, -1, socket, (int family, int type, int protocol), (family, type, protocol))
+WRAP(int, -1, socketpair, (int family, int type, int protocol, int *pair),
+     (family, type, protocol, pair))
+WRAP(int, -1, connect, (int fd, const struct sockaddr *address, socklen_t size),
+     (fd, address, size))
+WRAP(int, -1, getsockopt, (int fd, int level, int name, void *value, socklen_t *size),
+     (fd, level, name, value, size))
+WRAP(ssize_t, -1, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags))
+WRAP(ssize_t, -1, recvmsg, (int fd, struct msghdr *message, int flags), (fd, message, flags))
+WRAP(char *, NULL, strdup, (const char *text), (text))
+WRAP(int, -1, fcntl, (int fd, int command, void *arg), (fd, command, arg))
+WRAP(void *, MAP_FAILED, mremap, (void *from, size_t size, size_t new_size, int flags, void *to),
+     (from, size, new_size, flags, to))
+WRAP_SIZED(ssize_t, read, (int fd, void *to, size_t size), (fd, to, size))
+WRAP_SIZED(ssize_t, getrandom, (void *to, size_t size, unsigned int flags), (to, size, flags))
 
 int __real_open(const char *path, int flags);
 int __wrap_open(const char *path, int flags);

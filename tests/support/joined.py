@@ -23,7 +23,7 @@ class Joined:
     Attributes: own, pagemap: duplicates of the agent's. pool: writable. order: ksmd's end of the socket.
     """
 
-    def __init__(self, nr_pages, nr_frames, tracks, secure):
+    def __init__(self, nr_pages, nr_frames, *, tracks, secure, directory):
         self.nr_pages, self.nr_frames = nr_pages, nr_frames
         self.own = os.memfd_create("own")
         os.truncate(self.own, nr_pages * PAGE)
@@ -42,7 +42,7 @@ class Joined:
             held=os.dup(read_only),
             holder=1,
             pagemap=os.dup(self.pagemap),
-            directory="/nowhere",
+            directory=str(directory),
             label="",
             tracks=tracks,
             rfc2009=False,
@@ -86,8 +86,12 @@ class Joined:
         return bytes(self.view(page))
 
     def object_holds(self, page):
-        """Return what the own object itself holds."""
-        return os.pread(self.own, PAGE, page * PAGE)
+        """Return what the own object itself holds: that of now, after forks another one."""
+        own = self.agent.own(SPACE)
+        try:
+            return os.pread(own, PAGE, page * PAGE)
+        finally:
+            os.close(own)
 
     def pool_holds(self, frame):
         return os.pread(self.pool, PAGE, frame * PAGE)
@@ -167,9 +171,9 @@ class Joined:
 
 
 @contextlib.contextmanager
-def joined(nr_pages=23, nr_frames=61, *, tracks=True, secure=False, advised=True):
+def joined(nr_pages=23, nr_frames=61, *, tracks=True, secure=False, advised=True, directory="/nowhere"):
     """Yield an agent with one space; `advised`: all of it mapped and mergeable, all hole."""
-    agent = Joined(nr_pages, nr_frames, tracks, secure)
+    agent = Joined(nr_pages, nr_frames, tracks=tracks, secure=secure, directory=directory)
     try:
         if advised:
             agent.map()

@@ -10,7 +10,7 @@ from pathlib import Path
 _PF_EXITING = 4
 """Source: <linux/sched.h>."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
-_PRESENT, _SWAPPED, _FILE, _PFN = 1 << 63, 1 << 62, 1 << 61, (1 << 55) - 1
+_PRESENT, _SWAPPED, _FILE, _UFFD_WP, _PFN = 1 << 63, 1 << 62, 1 << 61, 1 << 57, (1 << 55) - 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def private_pages(pid, start, end):
 def nr_present(pid, start, end):
     """Return how many pages are in the page table."""
     return sum(bool(entry & _PRESENT) for entry in _pagemap(pid, start, end))
+
+
+def nr_write_protected(pid, start, end):
+    """Return how many pages a userfaultfd write-protects."""
+    return sum(bool(entry & _UFFD_WP) for entry in _pagemap(pid, start, end))
 
 
 def physical_pages(pid, start, end):
