@@ -44,6 +44,7 @@ uint64_t ksmemu_fresh_slice(void)
 int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, uintptr_t start,
 		  size_t size)
 {
+	bool is_held;
 	int error;
 
 	if (!ksmemu_is_broken("ours") && !ksmemu_is_ours(agent, space, start, start + size))
@@ -58,8 +59,11 @@ int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, 
 			return error;
 	}
 	error = ksmemu_uffd_register(agent->freeze, start, size, UFFDIO_REGISTER_MODE_WP);
+	is_held = !error || error == -ENOMEM; /* all else is seen before any is */
 	if (!error && !ksmemu_is_broken("freeze"))
 		error = ksmemu_uffd_protect(agent->freeze, start, size);
+	if (error && is_held)
+		ksmemu_unfreeze(agent, start, size);
 	return error;
 }
 
@@ -72,8 +76,7 @@ void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t s
 	if (half) {
 		ksmemu_unfreeze(agent, start, half);
 		ksmemu_unfreeze(agent, start + half, size - half);
-	} else if (!ksmemu_uffd_register(agent->freeze, start, size, UFFDIO_REGISTER_MODE_WP)) {
-		/* EBUSY otherwise: the program's own userfaultfd watches it, whose protection is not ours to end */
+	} else {
 		(void)ksmemu_uffd_unprotect(agent->freeze, start, size);
 	}
 }
@@ -172,7 +175,7 @@ static void merge_run(const struct ksmemu_agent *agent, struct ksmemu_space *spa
  * failed. Not armed, so the next harvest names it: nobody recorded writes just before the freeze.
  */
 static void thaw(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
-		 uintptr_t start, const bool *is_own, size_t nr)
+		 uintptr_t start, const bool *is_own, size_t nr, bool is_frozen)
 {
 	bool any = false;
 
@@ -180,7 +183,8 @@ static void thaw(const struct ksmemu_agent *agent, const struct ksmemu_space *sp
 		any |= is_own[i];
 	if (!any)
 		return;
-	ksmemu_unfreeze(agent, start, nr << KSMEMU_PAGE_SHIFT);
+	if (is_frozen)
+		ksmemu_unfreeze(agent, start, nr << KSMEMU_PAGE_SHIFT);
 	for (size_t from = 0; from < nr; from++) {
 		size_t to = from;
 
@@ -219,7 +223,7 @@ static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space
 			ret[i] = -error;
 		is_done &= ret[i] == 0;
 	}
-	if (!is_done) /* thaw: a copy that stays is looked for, not tracked */
+	if (!error && !is_done) /* thaw: a copy that stays is looked for, not tracked */
 		ksmemu_unfreeze(agent, start, size);
 	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
@@ -297,7 +301,7 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		}
 	}
 	if (error != -EFAULT) /* what is not ours was not frozen, and is not to be recorded */
-		thaw(agent, space, start, is_own, nr_pages);
+		thaw(agent, space, start, is_own, nr_pages, !error);
 	ksmemu_uffd_wake(agent->freeze, start, size);
 	ksmemu_note_freeze(since, frozen_ns);
 

@@ -68,7 +68,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 		  uintptr_t end, uint64_t *frozen_ns)
 {
 	size_t size = end - start;
-	bool was_hole = false;
+	bool is_frozen, was_hole = false;
 	uint64_t since;
 	int error, prot;
 
@@ -79,6 +79,7 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 	(void)madvise((void *)start, size, MADV_POPULATE_READ);
 	since = ksmemu_fresh_slice();
 	error = ksmemu_freeze(agent, space, start, size);
+	is_frozen = !error;
 
 	(void)ksmemu_space_protection(space, start, end, &prot);
 	if (!error) {
@@ -89,7 +90,8 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 	if (!error)
 		error = ksmemu_map_own(start, size, prot, space->own, ksmemu_offset(space, start));
 	if (error) { /* thaw: as it was */
-		ksmemu_unfreeze(agent, start, size);
+		if (is_frozen)
+			ksmemu_unfreeze(agent, start, size);
 		if (was_hole)
 			(void)ksmemu_punch(space->own, ksmemu_offset(space, start), size);
 	} else {

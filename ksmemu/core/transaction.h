@@ -25,7 +25,8 @@ static inline uint64_t ksmemu_frame_of(const struct ksmemu_run *run, uint32_t i)
 
 /**
  * ksmemu_freeze() - hold every writer of the range
- * Return: 0 or -errno, and the caller still owes thaw and wake; -EFAULT: the program has mapped something else.
+ * Return: 0: the caller owes thaw and wake; or -errno: it owes the wake, and all is as it was, a protection by a
+ * userfaultfd of the program's too. -EFAULT: the program has mapped something else.
  */
 int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, uintptr_t start,
 		  size_t size);
@@ -34,7 +35,7 @@ int ksmemu_freeze(struct ksmemu_agent *agent, const struct ksmemu_space *space, 
  * ksmemu_unfreeze() - let the writers of a range go on that still shows what it did; the wake is the caller's
  *
  * The kernel refuses the whole range for one page that is no longer ours (EINVAL), or for want of memory.
- * What it refuses is let go by halves, and a page of ours at least unprotected: no writer may sleep for ever.
+ * What it refuses is let go by halves, and a page at least unprotected: no writer may sleep for ever.
  */
 void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t size);
 

@@ -82,7 +82,7 @@ int ksmemu_uffd_unprotect(int uffd, uintptr_t start, size_t size)
 
 	/*
 	 * SAFE: only ends what a freeze began that came to nothing: the page shows what it did before. The kernel
-	 * does not ask whose protection it is: the caller has found the page registered with this userfaultfd.
+	 * does not ask whose protection it is: all that was frozen was registered with this userfaultfd.
 	 */
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) < 0 ? -errno : 0;
 }
