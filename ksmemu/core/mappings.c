@@ -67,7 +67,7 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 
 		if (sscanf(line, "%lx-%lx %*s %lx %x:%x %lu", &low, &high, &offset, &major, &minor,
 			   &inode) != 6)
-			return -EPROTO;
+			return -EPROTO; /* no kernel says it otherwise */
 		if (high <= start)
 			continue;
 		if (low >= end)

@@ -59,7 +59,7 @@ FAULTS = {
     "protect": [(FAIL, errno.EAGAIN), (HALF, errno.ENOENT)],
     "pthread_create": [(FAIL, errno.EAGAIN)],
     "pwrite": [(FAIL, errno.ENOSPC), (FAIL, errno.EINTR), (FAIL, errno.EFAULT), (HALF, 0)],
-    "read": [(FAIL, errno.ENOMEM), (HALF, 0)],
+    "read": [(FAIL, errno.ENOMEM)],
     "recvmsg": [(FAIL, errno.ENOMEM)],
     "register": [(FAIL, errno.EBUSY), (FAIL, errno.ENOMEM), (HALF, errno.ENOMEM)],
     "scan": [(FAIL, errno.ENOTTY), (FAIL, errno.ENOMEM)],
@@ -360,7 +360,7 @@ def join(_, chosen, *, may_fail=False):
     """Create an agent and let it know a space, or see that both can be tried again; return the calls."""
     from tests.support import faults  # noqa: PLC0415 - only where the core has them
 
-    before = _held()
+    before = held()
     own = os.memfd_create("own")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ksmd, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -387,11 +387,11 @@ def join(_, chosen, *, may_fail=False):
     ours.close()
     ksmd.close()
     _core.unreserve(start, PAGE)
-    wait_until(lambda: _held() == before, what="the end of what was held")
+    wait_until(lambda: held() == before, what="the end of what was held")
     return calls
 
 
-def _held():
+def held():
     shared = [mapping for mapping in procmaps.mappings("self") if "memfd:" in mapping.path]
     return procmaps.descriptors(os.getpid()), procmaps.threads("self"), shared
 

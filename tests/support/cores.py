@@ -1,5 +1,6 @@
 """Other builds of the C core, for tests only: each in a folder of build/, made here with the compiler."""
 
+import ctypes
 import importlib.machinery
 import importlib.util
 import os
@@ -54,3 +55,15 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     sys.modules["ksmemu._core"] = module
     loader.exec_module(module)
+    if save := getattr(ctypes.CDLL(os.fspath(path)), "faults_save_coverage", None):
+        _save_coverage_at_exit(save)
+
+
+def _save_coverage_at_exit(save):
+    leave = os._exit
+
+    def save_and_leave(status):
+        save()
+        leave(status)
+
+    os._exit = save_and_leave

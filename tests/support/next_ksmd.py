@@ -55,15 +55,15 @@ class NextKsmd:
     """Listens in a directory until it is closed. `pool`: for who comes with another one; None: all are right.
 
     `stirs`: whether who waits for a sign gets one. Without it an agent tries again later.
-    `wrong`: what is answered first, instead of a yes to the hello: (message, descriptors).
+    `wrong`: what is answered first, instead of a yes to the hello: (message, descriptors), or None: nothing.
     `user`: who the kernel says that listens.
 
-    Attributes: joined: by pid, and removed by who takes them.
+    Attributes: joined: by pid, and removed by who takes them. heard: who got no answer.
     """
 
     def __init__(self, directory, pool=None, *, stirs=True, wrong=(), user=None):
         self.directory, self.pool, self.joined, self.stirs = directory, pool, {}, stirs
-        self._wrong = [*wrong]
+        self._wrong, self.heard = [*wrong], []
         self.nr_tries = 0
         self._is_over = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -135,7 +135,10 @@ class NextKsmd:
 
     def _welcome(self, joined, with_pool):
         if self._wrong:
-            wire.send_control(joined.control, *self._wrong.pop(0))
+            if (answer := self._wrong.pop(0)) is None:
+                self.heard.append(joined)
+                return False
+            wire.send_control(joined.control, *answer)
             joined.close()
             return False
         if with_pool and self.pool is not None:
