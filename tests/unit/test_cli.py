@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import click
 import pytest
 
+from ksmemu.cli import commands
 from ksmemu.cli.output import size
 from ksmemu.control.tunables import ACTIONS, TUNABLES
 
@@ -93,6 +95,23 @@ def test_a_directory_of_another_user_is_status_1(ksmemu, foreign):
         ran = ksmemu(*verb, "--dir", str(foreign.directory))
         assert ran.returncode == 1
         assert_one_line(ran.stderr, str(foreign.directory))
+
+
+VERBS = commands.list_commands(click.Context(commands))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_that_there_is_not_is_one_line_and_status_2(ksmemu, verb):
+    ended = ksmemu(verb, "--no-such-option")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert_one_line(ended.stderr, verb, "--no-such-option")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_says_what_it_is_for(ksmemu, verb):
+    ended = ksmemu(verb, "--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert max(map(len, ended.stdout.splitlines())) <= 80
 
 
 def test_modes_that_exclude_each_other_are_a_usage_error(ksmemu):
