@@ -296,10 +296,14 @@ def test_no_fault_loses_a_byte_or_leaves_a_writer_asleep(faulty, name):
 
 # ---- more than one at once -------------------------------------------------------------------------
 
+# Where writes are tracked the first thing to let go of is that, and nothing would be frozen.
 TOGETHER = {
-    "nothing can be let go of, when pages differ": ("merge", [("unregister", 0, FAIL, errno.ENOMEM)]),
+    "nothing can be let go of, when pages differ": (
+        "merge, without a tracker",
+        [("unregister", 0, FAIL, errno.ENOMEM)],
+    ),
     "nor when there is no room": (
-        "rehome",
+        "rehome, without a tracker",
         [("pwrite", 1, FAIL, errno.ENOSPC), ("unregister", 0, FAIL, errno.ENOMEM)],
     ),
     "nor when the copies are equal": (

@@ -79,11 +79,16 @@ class Stage:
                 self.space.fill_frame(frame, content(page))
 
     def shows(self):
-        """Return what each page is: its permissions, and the frame that it shows or None."""
+        """Return what each page is: its permissions, and the frame that it shows or None.
+
+        Of a space that is removed: what is there still. Somebody else's memory may be, too.
+        """
         found = {}
         pool = os.fstat(self.space.pool).st_ino
         end = self.space.address(self.space.nr_pages)
         for part in procmaps.mappings("self", self.space.start, end):
+            if self.space.is_removed and "memfd:" not in part.path:
+                continue
             first = (part.start - self.space.start) // PAGE
             for index in range(part.pages):
                 frame = part.offset // PAGE + index if part.inode == pool else None
