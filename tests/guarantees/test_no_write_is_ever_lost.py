@@ -133,4 +133,4 @@ def test_the_race_would_notice_a_loss_without(step, fast_ksmd, seed):
 
 def test_the_race_would_notice_a_writer_that_is_never_woken(fast_ksmd, seed):
     with pytest.raises(AssertionError, match=r"did not answer|sleeps on a page for ever"):
-        race.hold(fast_ksmd, 1.0, seed, break_step="wake", grace=3.0)
+        race.hold(fast_ksmd, 5.0, seed, break_step="wake", grace=3.0)
