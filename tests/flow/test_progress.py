@@ -25,9 +25,9 @@ def test_a_store_that_is_not_obeyed_yet_shows_on_a_terminal(ksmd):
 
 
 def test_a_report_has_a_bar_on_a_terminal(ksmd, tmp_path):
-    """In a pipe it has none: test_report.py."""
+    """It comes after a second; in a pipe there is none: test_report.py."""
     path = str(tmp_path / "a.html")
-    with Terminal(command(ksmd, "report", "--seconds", "0.1", path)) as terminal:
+    with Terminal(command(ksmd, "report", "--seconds", "1.5", path)) as terminal:
         assert terminal.status() == 0
     assert b"looking" in terminal.said
     assert b"100%" in terminal.said
