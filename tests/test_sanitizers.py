@@ -8,7 +8,10 @@ from tests.support.cores import ROOT
 
 _SECONDS = 150
 _FORKS = "tests/core/test_faults_of_forks.py"
-"""Its children cannot: the allocator of the sanitizer may be locked at a fork, by another thread."""
+"""Its children cannot: the allocator of the sanitizer may be locked at a fork, by another thread.
+
+Neither may pytest have a thread, which waits for a timeout, where a test begins with a fork.
+"""
 
 
 def run(*arguments):
@@ -26,7 +29,7 @@ def run(*arguments):
 
 
 def test_the_core_is_clean_under_the_sanitizers():
-    tests = ["tests/core", f"--ignore={_FORKS}"]
+    tests = ["tests/core", f"--ignore={_FORKS}", "-o", "faulthandler_timeout=0"]
     done = run("-m", "pytest", "-q", "-x", "-p", "tests.support.core_plugin", *tests)
     assert done.returncode == 0, done.stdout
     assert "ERROR: AddressSanitizer" not in done.stdout
