@@ -23,6 +23,8 @@ AT_REST = (
     "stable_node_dups",
     "general_profit",
 )
+_STILL = 20
+"""Readings of full_scans that are the same: fewer are also those of a scanner that waits for a processor."""
 _NODES_OF_CHAINS = ("stable_node_chains", "stable_node_dups")
 
 
@@ -132,7 +134,7 @@ class Engine:
 
         def has_stopped():
             seen.append(self.ksmd.read("full_scans"))
-            return len(set(seen[-5:])) == 1 and len(seen) >= 5
+            return len(set(seen[-_STILL:])) == 1 and len(seen) >= _STILL
 
         wait_until(has_stopped, what="the last space to go")
 
