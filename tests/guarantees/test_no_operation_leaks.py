@@ -94,7 +94,7 @@ LEAKS = {keep_an_object: "objects", keep_a_descriptor: "descriptors"}
 def test_a_leak_of_the_worker_would_be_noticed(ksmd, operation):
     with Worker() as worker:
         worker.call(operations.begin, ksmd.directory)
-        assert ("worker", LEAKS[operation]) in leaks(ksmd, worker, operation, NR_SLOW)
+        assert ("worker", LEAKS[operation]) in leaks(ksmd, worker, operation, 101)
 
 
 def test_a_leak_of_ksmd_would_be_noticed(start_ksmd):
