@@ -39,7 +39,7 @@ def start(ksmd):
 
 
 def await_sharing(ksmd, nr):
-    wait_until(lambda: ksmd.read("pages_sharing") == nr, what=f"pages_sharing = {nr}")
+    wait_until(lambda: ksmd.read("pages_sharing") == nr, 60.0, what=f"pages_sharing = {nr}")
 
 
 def assert_right(*workers):
