@@ -26,15 +26,15 @@ class Space:
 
     Attributes:
         number: ascends in the order in which spaces came.
-        nr_pages: that are mergeable, and hold data.
-        nr_new: those of them that no scan has seen.
+        nr_pages: that are mergeable, and hold data, as far as scans have seen them.
         nr_merged: those of them that are merged.
+        find_new: looks for data that came since the last scan; returns how many pages no scan has seen.
     """
 
     number: int
     nr_pages: int
-    nr_new: int
     nr_merged: int
+    find_new: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Hints(Policy):
 
     def order(self, spaces: Sequence[Space]) -> Sequence[Space]:
         """Return those with new pages first, then by the part that is merged."""
-        return sorted(spaces, key=lambda s: (-s.nr_new, -s.nr_merged / max(s.nr_pages, 1), s.number))
+        return sorted(spaces, key=lambda s: (-s.find_new(), -s.nr_merged / max(s.nr_pages, 1), s.number))
 
     def candidates(self, seen: Seen) -> Mask:
         """Return what is new or quiet."""

@@ -93,8 +93,7 @@ class Scan:
         end, count = slot.nr_pages, 0
         try:
             if self._page == 0:
-                if slot.has_unseen_data():
-                    slot.discover()
+                _discover(slot)
                 slot.drop_former()
             end, count = slot.rmap.stop_after(self._page, min(budget, self._slice_pages(slot.rmap)))
             count -= self._scan(slot, self._page, end)
@@ -280,9 +279,17 @@ class Scan:
 
 
 def _space_of(slot: MmSlot) -> Space:
-    """Return what a policy is told of a space, with the data that it has got since the scan came by."""
+    """Return what a policy is told of a space. It is looked into only for one that asks what is new."""
     rmap = slot.rmap
-    with contextlib.suppress(OSError):  # it is dying: the scan finds that too
-        if slot.has_unseen_data():
-            slot.discover()
-    return Space(slot.id, rmap.nr_own + rmap.nr_merged, int(rmap.counts[State.NEW]), rmap.nr_merged)
+
+    def find_new() -> int:
+        with contextlib.suppress(OSError):  # it is dying: the scan finds that too
+            _discover(slot)
+        return int(rmap.counts[State.NEW])
+
+    return Space(slot.id, rmap.nr_own + rmap.nr_merged, rmap.nr_merged, find_new)
+
+
+def _discover(slot: MmSlot) -> None:
+    if slot.has_unseen_data():
+        slot.discover()
