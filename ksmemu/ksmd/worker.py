@@ -120,21 +120,15 @@ class Worker:
 
     def has_parted(self) -> bool:
         """Whether it was cut off, or has hung up, which may not have been heard yet."""
-        poll = select.poll()
-        poll.register(self.order, 0)
-        return self.is_lost or bool(poll.poll(0))
+        return self.is_lost or _has_event(self.order.fileno(), 0)
 
     def has_reported(self) -> bool:
         """Whether there is a report that was not read yet."""
-        poll = select.poll()
-        poll.register(self.order, select.POLLIN)
-        return bool(poll.poll(0))
+        return _has_event(self.order.fileno(), select.POLLIN)
 
     def is_same_process(self, pid: int) -> bool:
         """Whether a living process with this pid is the worker: after its end another may be called so."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return pid == self.pid and not poll.poll(0)
+        return pid == self.pid and not _has_event(self.pidfd, select.POLLIN)
 
     def is_count_old(self) -> bool:
         """Whether to count again; the worker maps and unmaps as it likes. At most a twentieth of the time."""
@@ -170,3 +164,10 @@ class Worker:
         self.order.close()
         os.close(self.pagemap)
         os.close(self.pidfd)
+
+
+def _has_event(fd: int, events: int) -> bool:
+    """Whether one of these is there now, or an error or hang-up, which poll(2) tells of anyway."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(0))
