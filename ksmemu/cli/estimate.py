@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import numpy as np
 
 from ksmemu.cli.options import json_option
 from ksmemu.cli.output import echo_json, progress, size
@@ -40,9 +39,8 @@ def estimate(names: Sequence[str], max_page_sharing: int, as_json: bool) -> None
             raise click.UsageError("there is no page to look at")
         fingerprinter = Fingerprinter()
         with progress("reading", nr_pages) as advance:
-            parts = fingerprinter.take(sources, advance)
+            everything, parts = fingerprinter.take(sources, advance)
     alone = [saving(part, fingerprinter.zero, max_page_sharing) for part in parts]
-    everything = parts[0].base if isinstance(parts[0].base, np.ndarray) else parts[0]
     across = saving(everything, fingerprinter.zero, max_page_sharing)
     if as_json:
         _echo_json(sources, alone, across, max_page_sharing)

@@ -34,8 +34,10 @@ class Fingerprinter:
         self._seed = int.from_bytes(os.urandom(8), "little")
         self.zero = self._of_bytes(bytes(PAGE_SIZE))
 
-    def take(self, sources: Sequence[Source], advance: Callable[[int], None]) -> list[Fingerprints]:
-        """Return the fingerprints of each source: parts of one array, eight bytes a page.
+    def take(
+        self, sources: Sequence[Source], advance: Callable[[int], None]
+    ) -> tuple[Fingerprints, list[Fingerprints]]:
+        """Return the fingerprints of all sources, eight bytes a page, and of each: a part of that array.
 
         Args:
             advance: is told of so many more pages that were read.
@@ -49,7 +51,7 @@ class Fingerprinter:
             part = everything[at : at + source.nr_pages]
             parts.append(self._take(source, part, advance))
             at += source.nr_pages
-        return parts
+        return everything, parts
 
     def _take(self, source: Source, part: Fingerprints, advance: Callable[[int], None]) -> Fingerprints:
         nr_threads = len(os.sched_getaffinity(0))

@@ -125,7 +125,7 @@ def test_of_processes_it_takes_what_is_theirs_alone():
     fingerprinter = Fingerprinter()
     try:
         sources = [open_process(sleeper.pid) for sleeper in sleepers]
-        one, two = fingerprinter.take(sources, lambda _: None)
+        _, (one, two) = fingerprinter.take(sources, lambda _: None)
         both = set(one.tolist()) & set(two.tolist())
         wanted = {_fingerprint(fingerprinter, number) for number in range(10_050, 10_101)}
         assert wanted <= both
@@ -148,7 +148,7 @@ def test_what_a_process_gives_back_meanwhile_is_left_out(tmp_path):
         gone = mmap.mmap(-1, PAGE)
         first = source.extents[0].start
         source.extents = [type(source.extents[0])(first, first + 1), type(source.extents[0])(0, 2)]
-        (found,) = Fingerprinter().take([source], lambda _: None)
+        found, _ = Fingerprinter().take([source], lambda _: None)
         gone.close()
     assert found.tolist().count(GONE) == 2
     assert source.left_out["gone meanwhile"] == 2
