@@ -58,7 +58,8 @@ class Child:
 
     def ask(self, line: str) -> str:
         """Return the answer to a line."""
-        self._lines.write(line + "\n")
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as there will be no answer
+            self._lines.write(line + "\n")
         return self.answer()
 
     def answer(self) -> str:

@@ -162,7 +162,9 @@ def test_a_forker_says_that_a_child_is_dead(start):
     (forker,) = start(("forker", "--pages", 13, "--children", 1))
     (child,) = procmaps.children(forker.pid)
     os.kill(child, 9)
-    wait_until(lambda: forker.ask("verify") == f"error: child {child}: it has ended")
+    wait_until(lambda: procmaps.thread_states(child) == ["Z"], what="its end")
+    for _ in range(3):
+        assert forker.ask("verify") == f"error: child {child}: it has ended"
     forker.end()
 
 
