@@ -62,6 +62,8 @@ def test_it_would_be_noticed_if_frames_were_not_punched(start_ksmd, crew_of):
 
 def test_closing_leaves_a_process_as_before_its_first_advice(ksmd, crew_of):
     worker = crew_of(ksmd)
+    # Its lifeline; it has closed the one by which it said that it is ready.
+    wait_until(lambda: leftovers.of_ksmd(ksmd)["descriptors"]["pipe"] == 1)
     in_ksmd = leftovers.of_ksmd(ksmd)
     before = worker.call(leftovers.of_worker)
     for _ in range(3):
