@@ -196,12 +196,12 @@ void ksmemu_agent_destroy(struct ksmemu_agent *agent)
 	if (agent->has_thread)
 		stop_thread(agent);
 	{
+		struct ksmemu_agent **at = &ksmemu_agents;
 		GUARD(&ksmemu_agents_lock);
-		for (struct ksmemu_agent **at = &ksmemu_agents; *at; at = &(*at)->next)
-			if (*at == agent) {
-				*at = agent->next;
-				break;
-			}
+
+		while (*at != agent)
+			at = &(*at)->next;
+		*at = agent->next;
 	}
 	tear_down(agent);
 }

@@ -56,8 +56,8 @@ static void track_advised(const struct ksmemu_agent *agent, const struct ksmemu_
 		uintptr_t from = space->advised[i].start > start ? space->advised[i].start : start;
 		uintptr_t to = space->advised[i].end < end ? space->advised[i].end : end;
 
-		if (from <
-		    to) /* fails as thaw() does: writes go unseen, verify still compares bytes */
+		/* Fails as thaw() does: writes go unseen, and verify still compares bytes. */
+		if (from < to)
 			(void)ksmemu_track(agent, from, to);
 	}
 }
