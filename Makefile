@@ -59,7 +59,7 @@ test: lint
 		$(BIN)/python -m pytest -m "not root" tests && echo "left out: tests/oracle and tests/clients, which need root"; \
 	fi
 
-# What of the C core its tests reach; fails below a floor (tests/support/coverage.py).
+# What of the C core its tests reach; fails where one has no reason (tests/support/coverage.py).
 coverage: venv
 	@$(BIN)/python -m tests.support.coverage
 

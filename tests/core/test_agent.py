@@ -117,6 +117,29 @@ def test_pages_between_joined_runs_are_named_by_the_next_harvest():
 
 
 @in_child
+def test_joined_runs_share_a_freeze_only_if_it_can_hold_them():
+    nr = 2 * _core.WINDOW_PAGES + 7
+    runs = [(3, 20, 1), (_core.WINDOW_PAGES + 2, 21, 1, 1), (nr - 1, 22, 1, 1)]
+    with joined(nr_pages=nr) as space:
+        for page, frame, *_ in runs:
+            settle(space, [page], frame)
+        assert space.merge(*runs) == {page: 0 for page, *_ in runs}
+        assert [shown(space, page)[0][:2] for page, *_ in runs] == [("rw-p", frame) for _, frame, *_ in runs]
+
+
+@pytest.mark.parametrize("policy", [os.SCHED_BATCH, os.SCHED_IDLE])
+@in_child
+def test_an_agent_keeps_the_policy_of_who_creates_it(policy):
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+    with joined() as space:
+        settle(space, [3], frame=20)
+        assert space.merge((3, 20, 1)) == {3: 0}
+        threads = [int(name) for name in os.listdir("/proc/self/task")]
+        assert len(threads) > 1
+        assert {os.sched_getscheduler(thread) for thread in threads} == {policy}
+
+
+@in_child
 def test_zeros_show_the_zero_page_in_one_mapping():
     with joined() as space:
         for page in range(5, 16):

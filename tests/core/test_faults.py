@@ -210,8 +210,14 @@ SCENES = {
     "rehome, without a tracker": Scene(some_merged, rehome_them, busy=(8, 16), how={"tracks": False}),
     "rehome what is protected": Scene(protected(some_merged), rehome_them),
     "adopt": Scene(some_ordinary, advise_them, busy=(3, 9, 13), how={"advised": False}),
+    "adopt, without a tracker": Scene(
+        some_ordinary, advise_them, busy=(3, 9, 13), how={"advised": False, "tracks": False}
+    ),
     "advise again": Scene(some_merged, advise_again, busy=(5,)),
     "unmerge": Scene(some_merged, of_one_call(unmerge_them), busy=(5, 8, 16)),
+    "unmerge, without a tracker": Scene(
+        some_merged, of_one_call(unmerge_them), busy=(5, 8, 16), how={"tracks": False}
+    ),
     "unmap": Scene(some_merged, of_one_call(unmap_some), busy=(16,)),
     "mprotect": Scene(some_merged, of_one_call(protect_some), busy=(2, 19)),
     "close": Scene(some_merged, of_one_call(give_up)),
@@ -310,6 +316,7 @@ TOGETHER = {
         "renew",
         [("mmap", 0, FAIL, errno.ENOMEM), ("unregister", 0, FAIL, errno.EINVAL)],
     ),
+    "not one byte of a copy fits": ("rehome", [("pwrite", 0, HALF, 0)]),
     "where the data lie cannot be told, and there is no room": (
         "unmerge",
         [("lseek", 1, FAIL, errno.EIO), ("pwrite", 1, FAIL, errno.ENOSPC)],
@@ -325,6 +332,26 @@ def test_faults_that_come_together_lose_no_byte(faulty, what):
 def play_together(_, name, chosen):
     clean = play(SCENES[name])[1]
     play(SCENES[name], chosen, clean)
+
+
+def test_what_takes_many_freezes_ends_with_the_first_that_fails(faulty):
+    faulty.call(_rehome_many)
+
+
+def _rehome_many(_):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    nr = 3 * _core.WINDOW_PAGES + 7
+    with stage(nr_pages=nr, nr_frames=nr) as on:
+        on.twin(*((page, page) for page in range(nr)))
+        assert not any(on.merge((0, 0, nr)).values())
+        with faults.fault(("pwrite", 2, FAIL, errno.ENOSPC)) as calls, pytest.raises(OSError, match="space"):
+            on.space.agent.rehome(SPACE, on.space.address(0), on.space.address(nr))
+        assert calls.count("pwrite") == 2
+        on.check()
+        on.write_all()
+        on.space.agent.rehome(SPACE, on.space.address(0), on.space.address(nr))
+        _go_home(on, on.shows())
 
 
 def test_a_page_that_stays_frozen_is_noticed(faulty):

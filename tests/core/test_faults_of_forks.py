@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ksmemu import _core
 from tests.core.test_faults import FAIL, NR_PAGES
 from tests.support import procmaps
 from tests.support.joined import SPACE
@@ -183,6 +184,33 @@ def fork_often(_, chosen=()):
             bring_up(on, next_ksmd, may_be_left_out=bool(chosen))
         bring_up(on, next_ksmd)
         go_home(on)
+
+
+def test_ancestors_that_take_many_freezes_come_home_by_and_by(faulty):
+    faulty.call(leave_a_long_ancestor)
+
+
+def leave_a_long_ancestor(_):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with scene(nr_pages=3 * _core.WINDOW_PAGES) as (on, _):
+        for page in range(20, on.space.nr_pages):
+            on.put(page, b"of before")
+        forked_before(on)
+        # In the middle of the long one: the first mappings are short.
+        with faults.fault(("pwrite", 6, FAIL, errno.ENOSPC)) as calls:
+            assert _advise_again(on) == errno.ENOSPC
+        assert calls.count("pwrite") == 6
+        on.check()
+        assert _advise_again(on) == 0
+        hear(on)
+        go_home(on)
+
+
+def _advise_again(on):
+    """Return the errno."""
+    space, bounds = on.space, (on.space.address(0), on.space.address(on.space.nr_pages))
+    return space.agent.advise(SPACE, *bounds, False, space.ranges((0, space.nr_pages)))[1]
 
 
 def _own_again(on, page):

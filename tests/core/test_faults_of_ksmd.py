@@ -110,6 +110,32 @@ def _try(call, on):
         return error.errno, None
 
 
+TOGETHER = {
+    "not one byte of a frame fits": (fill, [("pwrite", 0, HALF, 0)], errno.ENOSPC),
+    "before Linux 6.7, and a pagemap that cannot be read": (
+        find_broken,
+        [("scan", 1, FAIL, errno.ENOTTY), ("pread", 1, FAIL, errno.EIO)],
+        errno.EIO,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOGETHER)
+def test_faults_that_come_together_are_an_errno_too(faulty, what):
+    faulty.call(fail_together, *TOGETHER[what])
+
+
+def fail_together(_, call, chosen, error):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with stage(nr_pages=NR_PAGES) as on:
+        on.twin(*((int(page), None) for page in PAGES))
+        with faults.fault(*chosen):
+            assert _try(call, on) == (error, None)
+        assert _try(call, on)[0] == 0
+        on.check()
+
+
 @in_child
 def test_an_object_that_ends_early_is_enodata():
     with stage(nr_pages=NR_PAGES) as on:
@@ -132,4 +158,27 @@ def test_before_linux_6_7_entries_are_read_in_turns():
     assert found.tolist() == [[3, 6], [9, 10], [1030, 1031], [2099, 2100]]
     with pytest.raises(ProcessLookupError):  # as of a process that is gone
         _core.find_private(pagemap, 2100 * PAGE, 2101 * PAGE)
+    os.close(pagemap)
+
+
+@in_child
+def test_more_than_one_call_has_room_for_is_found_in_turns():
+    """4,096 ranges: each second page is one."""
+    pages = np.arange(3, 9001, 2)
+    entries = np.zeros(9001, np.uint64)
+    entries[pages] = 1 << 63
+    pagemap = os.memfd_create("pagemap")
+    os.write(pagemap, entries.tobytes())
+    data = os.memfd_create("data")
+    os.truncate(data, 9001 * PAGE)
+    for page in pages.tolist():
+        os.pwrite(data, b"x", page * PAGE)
+    for found in (
+        _core.find_private(pagemap, 0, 9001 * PAGE),
+        _core.data_extents(data, 0, 9001 * PAGE),
+    ):
+        starts, ends = np.frombuffer(found, np.uint64).reshape(-1, 2).T // PAGE
+        assert starts.tolist() == pages.tolist()
+        assert (ends == starts + 1).all()
+    os.close(data)
     os.close(pagemap)

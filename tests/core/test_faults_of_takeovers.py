@@ -96,14 +96,14 @@ def take_over_late(_):
 
 
 def test_what_is_no_answer_of_a_ksmd_is_not_believed(faulty):
-    """A number that is no errno, no pool, half of one, and descriptors that are none of it."""
+    """None at all, a number that is no errno, no pool, half of one, and descriptors that are none of it."""
     faulty.call(take_over_from_liars)
 
 
 def take_over_from_liars(_):
     with open("/dev/null", "rb") as null:
         fd = null.fileno()
-        wrong = [({"errno": -1},), ({},), ({"holder": 1}, (fd,))]
+        wrong = [(), ({"errno": -1},), ({},), ({"holder": 1}, (fd,))]
         wrong += [({"holder": 1, "pool_bytes": PAGE}, fds) for fds in ([fd], [fd, fd])]
         take_over(ksmd={"wrong": wrong})
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import select
 import socket
@@ -113,10 +114,15 @@ class Joined:
         bounds = [(self.address(first), self.address(last)) for first, last in parts]
         return np.array(bounds, dtype=np.uint64).tobytes()
 
-    def protect(self, first, last, prot):
-        """Forbid the pages [first, last) what prot leaves out, and nothing elsewhere."""
-        start, end = self.address(first), self.address(last)
-        self.agent.protect(SPACE, start, end, prot, np.array([start, end, prot], np.uint64).tobytes())
+    def protect(self, first, last, prot, *, at=None):
+        """Forbid the pages [first, last) what prot leaves out, and nothing elsewhere.
+
+        `at`: where the application divided that, by two calls.
+        """
+        bounds = [self.address(page) for page in (first, at, last) if page is not None]
+        parts = [(start, end, prot) for start, end in itertools.pairwise(bounds)]
+        told = np.array(parts, np.uint64).tobytes()
+        self.agent.protect(SPACE, bounds[0], bounds[-1], prot, told)
 
     def advise(self, first=0, last=None, adopt=True):
         """Advise [first, last), the only mergeable range; the report is taken off the socket."""

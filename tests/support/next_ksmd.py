@@ -55,7 +55,8 @@ class NextKsmd:
     """Listens in a directory until it is closed. `pool`: for who comes with another one; None: all are right.
 
     `stirs`: whether who waits for a sign gets one. Without it an agent tries again later.
-    `wrong`: what is answered first, instead of a yes to the hello: (message, descriptors), or None: nothing.
+    `wrong`: what is answered first, instead of a yes to the hello: (message, descriptors); (): it hangs up;
+    None: nothing.
     `user`: who the kernel says that listens.
 
     Attributes: joined: by pid, and removed by who takes them. heard: who got no answer.
@@ -138,7 +139,8 @@ class NextKsmd:
             if (answer := self._wrong.pop(0)) is None:
                 self.heard.append(joined)
                 return False
-            wire.send_control(joined.control, *answer)
+            if answer:
+                wire.send_control(joined.control, *answer)
             joined.close()
             return False
         if with_pool and self.pool is not None:

@@ -5,19 +5,25 @@ Runs in a worker that has the core of faults.c.
 
 import contextlib
 import functools
+import itertools
 import os
 import socket
 import tempfile
+from mmap import PROT_READ
 from pathlib import Path
 
-from ksmemu import wire
+from ksmemu import _core, wire
 from tests.core.test_faults import NR_PAGES, faults_of, held, some_merged
+from tests.support.joined import SPACE
 from tests.support.next_ksmd import ZEROS, NextKsmd
+from tests.support.procmaps import PAGE
 from tests.support.stage import stage
 from tests.support.waiting import wait_until
 
 BUSY = (2, 8, 19)
 SECONDS = 10.0
+APART = 3
+"""The last pages are a mergeable range of their own."""
 
 
 @contextlib.contextmanager
@@ -30,8 +36,38 @@ def scene(nr_pages=NR_PAGES, **how):
     ):
         on.put(nr_pages - 5, b"behind a hole")
         some_merged(on)
-        yield on, functools.partial(NextKsmd, Path(directory))
+        on.put(11, b"read only")
+        on.put(12, b"read only, too")
+        on.space.protect(10, 13, PROT_READ, at=12)
+        _advise_in_two(on, nr_pages - APART)
+        with _another_space(on):
+            yield on, functools.partial(NextKsmd, Path(directory))
     wait_until(lambda: is_no_more_than(before), what="the end of what was held")
+
+
+def _advise_in_two(on, at):
+    """All of it is mergeable still, by two calls of the application."""
+    space, bounds = on.space, (on.space.address(0), on.space.address(on.space.nr_pages))
+    assert space.agent.advise(SPACE, *bounds, False, space.ranges((0, at), (at, space.nr_pages))) == (
+        bounds[1],
+        0,
+    )
+    hear(on)
+
+
+@contextlib.contextmanager
+def _another_space(on):
+    """With nothing in it."""
+    size = 7 * PAGE
+    own = os.memfd_create("own")
+    os.truncate(own, size)
+    start = _core.reserve(size)
+    on.space.agent.add_space(SPACE + 1, start, size, 0, own)
+    try:
+        yield
+    finally:
+        on.space.agent.close()
+        _core.unreserve(start, size)
 
 
 def is_no_more_than(before):
@@ -45,7 +81,7 @@ def told(shows):
     return {
         page: ZEROS if frame is None else frame
         for page, (perms, frame) in shows.items()
-        if frame is not None or perms == "rw-p"
+        if frame is not None or "p" in perms
     }
 
 
@@ -66,9 +102,9 @@ def go_on_with(on, said):
 
 def go_home(on):
     """All comes home by orders of the ksmd that it has; the own object of now holds the bytes."""
-    last = max(on.model) + 1
-    for first in range(0, last, 64):
-        errors = on.rehome((first, min(64, last - first)))
+    at, end = on.space.nr_pages - APART, on.space.nr_pages
+    for first, stop in itertools.pairwise([*range(0, at, 64), at, end]):
+        errors = on.rehome((first, stop - first))
         assert not any(errors.values()), errors
     on.check()
     assert all(on.space.object_holds(page) == want for page, want in on.model.items())
