@@ -3,7 +3,10 @@
 Each life is a fork of one process that has advised nothing itself, so that it is quick to begin.
 """
 
+import errno
+import functools
 import json
+import operator
 import os
 import signal
 import threading
@@ -23,7 +26,7 @@ from tests.support.waiting import wait_until
 NR_PAGES = 11
 NR_BUSY = 3
 """Pages at the end of which a thread writes all the time, so that they do not merge."""
-KILL_BEFORE, STOP_BEFORE = 3, 5
+FAIL, KILL_BEFORE, STOP_BEFORE = 1, 3, 5
 BEYOND_REPAIR = {"calloc", "register"}
 """A space that ksmd knows, and the agent not; a page that is not tracked again may never merge."""
 PARTED = 3
@@ -42,23 +45,24 @@ def mother(lasting_ksmd):
         yield worker
 
 
-def points(mother):
-    """Return (name, number among its like) of each call of a whole life."""
-    calls = mother.call(_calls_of_a_life)
-    return [(name, nth) for name, nr in Counter(calls).items() for nth in range(1, nr + 1)]
+def points(mother, life):
+    """Return (name, number among its like) of each call of a life; of a family's, what each may come to."""
+    calls = mother.call(_calls_of, life)
+    return [(name, nth) for name, nr in calls.items() for nth in range(1, nr + 1)]
 
 
-def test_a_worker_killed_at_any_point_leaves_nothing(ksmd, mother):
+@pytest.mark.parametrize(("life", "enough"), [("alone", 50), ("with a child", 60), ("joining again", 40)])
+def test_a_worker_killed_at_any_point_leaves_nothing(ksmd, mother, life, enough):
     killed, names = 0, procmaps.shm_names()
-    for point in points(mother):
-        killed += mother.call(_kill_at, point)
+    for point in points(mother, life):
+        killed += mother.call(_kill_at, life, point)
         wait_until(lambda: not any(map(ksmd.read, COUNTERS)), what=f"zero after a death at {point}")
     assert procmaps.shm_names() == names
-    assert killed > 50
+    assert killed > enough
 
 
 def test_a_call_that_fails_spoils_no_books(ksmd, mother):
-    calls = mother.call(_calls_of_a_life)
+    calls = Counter(mother.call(_calls_of, "alone")).elements()
     calls = [call for call in calls if call not in BEYOND_REPAIR]
     faults = {fault[:2]: fault for fault in reversed(faults_of(calls))}  # one of each call
     del faults["send", 1]  # the second space would wait for a ksmd to take over, and long
@@ -70,75 +74,99 @@ def test_a_call_that_fails_spoils_no_books(ksmd, mother):
     assert ends[PARTED] > 0  # the others had joined again before they looked
 
 
-def test_a_worker_stopped_at_any_point_goes_on_with_every_byte(mother):
-    assert sum(mother.call(_stop_at, point) for point in points(mother)) > 50
+@pytest.mark.parametrize(("life", "enough"), [("alone", 50), ("with a child", 60), ("joining again", 40)])
+def test_a_worker_stopped_at_any_point_goes_on_with_every_byte(mother, life, enough):
+    assert sum(mother.call(_stop_at, life, point) for point in points(mother, life)) > enough
 
 
 # ---- in the mother ---------------------------------------------------------------------------------
 
 
-def _calls_of_a_life(_):
+def _calls_of(_, life):
     features.probe()  # once for all lives
-    said, to_say = os.pipe()
-    pid = _bear(("", 0, 0, 0), to_say)
-    with os.fdopen(said) as pipe:
-        calls = json.load(pipe)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    return calls
+    code, said = _end_of(*_bear(life))
+    assert code == 0
+    return dict(functools.reduce(operator.or_, (Counter(calls) for calls, _ in said)))
 
 
-def _kill_at(_, point):
-    """Return whether that point was met; where it is not, the life comes to a good end."""
-    pid = _bear((*point, KILL_BEFORE, 0), os.open("/dev/null", os.O_WRONLY))
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _kill_at(_, life, point):
+    """Return whether somebody met that point; who does not comes to a good end."""
+    code, said = _end_of(*_bear(life, (*point, KILL_BEFORE, 0)))
     assert code in (0, -signal.SIGKILL)
-    return code != 0
+    return code != 0 or len(said) < LIVES[life][1]
 
 
-def _stop_at(_, point):
-    pid = _bear((*point, STOP_BEFORE, 0), os.open("/dev/null", os.O_WRONLY))
-    _, status = os.waitpid(pid, os.WUNTRACED)
-    if was_stopped := os.WIFSTOPPED(status):
+def _stop_at(_, life, point):
+    """Return whether somebody met that point."""
+    pid, pipe = _bear(life, (*point, STOP_BEFORE, 0))
+    is_over = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    if was_stopped := is_over.si_code == os.CLD_STOPPED:
         os.kill(pid, signal.SIGCONT)
-        _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    return was_stopped
+    code, said = _end_of(pid, pipe)
+    assert code == 0
+    assert len(said) == LIVES[life][1]
+    return was_stopped or any(has_seen for _, has_seen in said)
 
 
 def _fail_at(_, fault):
     """Return how the life ends."""
-    pid = _bear(fault, os.open("/dev/null", os.O_WRONLY))
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code, _ = _end_of(*_bear("alone", fault))
     assert code in (0, PARTED), fault
     return code
 
 
-def _bear(chosen, to_say):
+def _bear(life, *chosen):
+    """Begin a life; return its pid, and from where _end_of() reads."""
+    said, to_say = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.close(said)
         signal.alarm(40)
-        try:
-            _live(chosen, to_say)
-        except ksmemu.NotRunningError:
-            os._exit(PARTED)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
+        _do(LIVES[life][0], chosen, to_say)
     os.close(to_say)
-    return pid
+    return pid, said
+
+
+def _do(part, *args):
+    """Play a part in a process of its own, which ends with it."""
+    try:
+        part(*args)
+    except ksmemu.NotRunningError:
+        os._exit(PARTED)
+    finally:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _end_of(pid, said):
+    """Return how a life ended, and the (calls, has seen a stop) of each who lived to the end."""
+    with os.fdopen(said) as pipe:
+        lines = [json.loads(line) for line in pipe]
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines
+
+
+def _say(to_say, calls, *, has_seen_a_stop=False):
+    os.write(to_say, json.dumps([calls, has_seen_a_stop]).encode() + b"\n")
+    os._exit(0)
 
 
 # ---- a life ----------------------------------------------------------------------------------------
 
 
-def _live(chosen, to_say):
-    from tests.support import faults  # noqa: PLC0415 - only where the core has them
-
-    faults.begin(chosen)
-    first, second = spaces = [_Space() for _ in range(2)]
+def _merge_two():
+    """Return two spaces that show the same frames."""
+    spaces = [_Space() for _ in range(2)]
     for space in spaces:
         space.put(range(NR_PAGES), b"equal")
     _await(spaces, lambda: all(space.nr_private() == NR_PAGES for space in spaces))
+    return spaces
+
+
+def _live_alone(chosen, to_say):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    faults.begin(*chosen)
+    first, second = spaces = _merge_two()
     first.put(range(2, 5), b"equal")
     first.put(range(6, 9), b"other")
     _await(spaces, lambda: first.nr_private() == NR_PAGES - 3)
@@ -148,11 +176,72 @@ def _live(chosen, to_say):
     for space in spaces:
         space.end()
     calls = faults.end()
-    if chosen[0] != "send":  # a report may be missing, and then only death makes up for it
+    if not any(name == "send" for name, *_ in chosen):  # a report may be missing: only death makes up for it
         ksmd = ksmemu.connect()
         wait_until(lambda: not any(map(ksmd.read, COUNTERS)), what="books of nothing")
-    os.write(to_say, json.dumps(calls).encode())
-    os._exit(0)
+    _say(to_say, calls)
+
+
+def _live_with_a_child(chosen, to_say):
+    """Pages are merged, were written since, or are being written; points are those of the fork."""
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    spaces = _merge_two()
+    spaces[0].put(range(2, 5), b"of before")
+    faults.begin(*chosen)
+    if (pid := os.fork()) == 0:
+        _do(_be_the_child, spaces, to_say)
+    calls = faults.end()
+    spaces[0].put(range(3, 9), b"the parent's")
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    if is_stopped := os.WIFSTOPPED(status):
+        for space in spaces:
+            space.put(range(0, NR_PAGES, 2), b"of then")
+        os.kill(pid, signal.SIGCONT)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+    for space in spaces:
+        space.end()
+    _say(to_say, calls, has_seen_a_stop=is_stopped)
+
+
+def _be_the_child(spaces, to_say):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    signal.alarm(40)
+    for space in spaces:
+        space.go_on_alone()
+    wait_until(lambda: all(space.is_joined() for space in spaces), what="the joining")
+    calls = faults.end()
+    for space in spaces:
+        space.put(range(1, NR_PAGES + 2), b"the child's")
+    for space in spaces:
+        space.end()
+    _say(to_say, calls)
+
+
+def _live_and_join_again(chosen, to_say):
+    """After the next order it cannot hear ksmd, and parts with it; points are those of joining it again."""
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    spaces = _merge_two()
+    faults.begin(("recv", 1, FAIL, errno.ENOMEM), *chosen)
+    for pages in (range(2, 5), range(6, 9)):  # the second order comes after the joining
+        spaces[0].put(pages, b"other")
+        spaces[0].put(pages, b"equal")
+        wait_until(spaces[0].is_merged, what="a merge")
+    calls = faults.end()
+    for space in spaces:
+        space.end()
+    _say(to_say, calls)
+
+
+LIVES = {
+    "alone": (_live_alone, 1),
+    "with a child": (_live_with_a_child, 2),
+    "joining again": (_live_and_join_again, 1),
+}
+"""What is played, and by how many."""
 
 
 def _twice(call, *args):
@@ -201,6 +290,13 @@ class _Space:
         _twice(self.space.munmap, self.space.start, PAGE)
         del self.model[0]
 
+    def go_on_alone(self):
+        """In a child: whatever the thread had written at the fork stays."""
+        self._thread = threading.Thread()
+        self._thread.start()
+        for page in range(NR_PAGES, NR_PAGES + NR_BUSY):
+            self.model[page] = self.space.read(self.space.start + page * PAGE, PAGE)
+
     def is_joined(self):
         return self.space._own._agent.is_alive()
 
@@ -210,11 +306,18 @@ class _Space:
         parts = procmaps.mappings("self", start, start + NR_PAGES * PAGE)
         return sum(part.pages for part in parts if "p" in part.perms and "r" in part.perms)
 
+    def is_merged(self):
+        """Whether all is, and nothing of it has been written since."""
+        start = self.space.start
+        return self.nr_private() == NR_PAGES and not procmaps.private_pages(
+            "self", start, start + NR_PAGES * PAGE
+        )
+
     def end(self):
         self.is_over = True
         self._thread.join()
         counted = self.count.to_bytes(8, "little").ljust(PAGE, b"\0")
-        self.model |= dict.fromkeys(range(NR_PAGES, NR_PAGES + NR_BUSY), counted)
+        self.model = dict.fromkeys(range(NR_PAGES, NR_PAGES + NR_BUSY), counted) | self.model
         for page, want in self.model.items():
             assert self.space.read(self.space.start + page * PAGE, PAGE) == want
         _twice(self.space.close)
