@@ -67,7 +67,7 @@ class InstanceCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield every metric."""
         found: list[Metric] = []
-        with contextlib.suppress(KsmError):
+        with contextlib.suppress(KsmError, FileNotFoundError):  # its files go before ksmd does
             found = list(self._of_running())
         up = GaugeMetricFamily("ksmemu_up", "Whether a ksmd serves the instance.", value=float(bool(found)))
         yield up

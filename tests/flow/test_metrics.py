@@ -131,6 +131,16 @@ def test_it_goes_on_without_a_ksmd_and_with_the_next_one(start_ksmd, tmp_path):
         wait_until(lambda: scrape()[0] == {("ksmemu_up", ()): 0}, what="its end")
 
 
+def test_a_ksmd_whose_files_are_gone_already_is_down(start_ksmd):
+    ksmd = start_ksmd()
+    files, elsewhere = ksmd.directory / "sys", ksmd.directory / "elsewhere"
+    with serving(ksmd.directory) as scrape:
+        files.rename(elsewhere)
+        assert scrape()[0] == {("ksmemu_up", ()): 0}
+        elsewhere.rename(files)
+        assert scrape()[0]["ksmemu_up", ()] == 1
+
+
 def test_it_listens_on_loopback_unless_told(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
