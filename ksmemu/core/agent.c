@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -20,7 +21,16 @@
 /* A window of KSMEMU_WINDOW_PAGES is merged in about so long. */
 #define SLICE_NS 250000u
 
+#define PATIENCE_SECONDS 10
+
 /* ---- reports ------------------------------------------------------------------------------- */
+
+void ksmemu_limit_patience(int sock)
+{
+	struct timeval limit = { .tv_sec = PATIENCE_SECONDS };
+
+	(void)setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+}
 
 /*
  * Books that miss a report would be wrong for ever: whoever cannot send one parts with ksmd. A ksmd that is gone
@@ -279,6 +289,7 @@ static bool take_orders(struct ksmemu_agent *agent)
 		}
 		if (!is_well_formed(agent, (size_t)got))
 			return false;
+		agent->is_unheard = false;
 		obey(agent);
 	}
 }

@@ -143,6 +143,7 @@ static struct ksmemu_agent *new_agent(const struct ksmemu_descriptors *fds,
 	agent->holder = fds->holder;
 	agent->child.file = -1;
 	agent->pagemap = fds->pagemap;
+	ksmemu_limit_patience(agent->order);
 	agent->track = agent->freeze = agent->stop = agent->maps = -1;
 	atomic_store(&agent->is_alive, true);
 	return agent;

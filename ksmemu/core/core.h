@@ -153,6 +153,7 @@ struct ksmemu_agent {
 	_Atomic bool is_alive; /* set by the thread: whether ksmd listens; read by anyone */
 	bool is_cut_off;       /* by us: a report could not be sent */
 	bool is_unknown;       /* a forked child that no ksmd has heard of yet */
+	bool is_unheard;       /* it has joined, and no order has come since */
 	bool has_thread;       /* not so in a child that could not get one */
 	/* The agent thread may not allocate: room for one order and its report. */
 	struct {
@@ -485,6 +486,13 @@ void *ksmemu_serve(void *agent);
 /** ksmemu_report() - tell ksmd of spans in agent->outbox.spans; agent.lock held since the change */
 void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
 		   uint32_t nr_spans);
+
+/**
+ * ksmemu_limit_patience() - let a send or connect on a socket end with EAGAIN after 10 seconds
+ *
+ * A ksmd that is stopped reads nothing: whoever fills its socket, often under agent.lock, would wait with it.
+ */
+void ksmemu_limit_patience(int sock);
 
 /**
  * ksmemu_send() - send a message with descriptors beside it

@@ -452,6 +452,7 @@ static void inherit(struct ksmemu_agent *agent)
 	ksmemu_agent_init_lock(agent);
 	atomic_store(&agent->is_alive, false);
 	agent->is_unknown = true;
+	agent->is_unheard = false;
 	inherit_spaces(agent); /* now, as there are descriptors again */
 	agent->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	error = agent->pagemap < 0 ? -errno : ksmemu_agent_set_up(agent);

@@ -131,6 +131,7 @@ static int connect_to(const struct ksmemu_agent *agent)
 
 	if (directory < 0 || control < 0)
 		return -errno;
+	ksmemu_limit_patience(control);
 	(void)snprintf(address.sun_path, sizeof(address.sun_path), "/proc/self/fd/%d/ksmd.sock",
 		       directory);
 	if (connect(control, (struct sockaddr *)&address, sizeof(address)) < 0 ||
@@ -393,6 +394,7 @@ static int join(struct ksmemu_agent *agent, bool with_pool)
 		return -errno;
 	AUTO_CLOSE int order = pair[0];
 	AUTO_CLOSE int theirs = pair[1];
+	ksmemu_limit_patience(order);
 	GUARD(&agent->lock);
 
 	error = say_hello(agent, control, theirs, with_pool, &answer);
@@ -414,6 +416,7 @@ static int join(struct ksmemu_agent *agent, bool with_pool)
 		return error;
 	}
 	agent->is_unknown = false;
+	agent->is_unheard = true;
 	atomic_store(&agent->is_alive, true);
 	pthread_cond_broadcast(&agent->joined);
 	return 0;
@@ -461,8 +464,15 @@ bool ksmemu_resume(struct ksmemu_agent *agent)
 		/* First the watch, then the look: what comes in between is seen. A ksmd moves its socket here. */
 		bool is_watched = inotify_add_watch(watch, agent->terms.directory,
 						    IN_MOVED_TO | IN_ONLYDIR) >= 0;
-		int error = join(agent, true);
+		int error;
 
+		/* A ksmd that cuts us off as soon as we have joined does so again: once a second is enough. */
+		if (agent->is_unheard) {
+			agent->is_unheard = false;
+			await_change(agent, watch, RETRY_MILLISECS);
+			continue;
+		}
+		error = join(agent, true);
 		if (error == -ESTALE && !leave_pool(agent))
 			error = join(agent, false);
 		if (!error)

@@ -10,7 +10,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -179,7 +179,8 @@ def answer(
     """Read a worker's request on the control socket: a space to register (returned), or its flags.
 
     Args:
-        everywhere: the spaces of all domains, which share what room there is; None: no other may come.
+        everywhere: the spaces of all domains, which share what room there is; None: its user may have
+            no other descriptor.
 
     Raises:
         WireError: garbage. EOFError: the worker has closed its control socket. NoRoomError: it was told.
@@ -191,13 +192,15 @@ def answer(
         wire.send_control(worker.control, {})
         return None
     if isinstance(said := body.get("ancestor"), dict):
-        _add_ancestor(domain, worker, said, fds)
+        _add_ancestor(domain, worker, said, fds, may_hold=everywhere is not None)
         wire.send_control(worker.control, {})
         return None
     return _register(domain, worker, space_id, everywhere, (body, fds))
 
 
-def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: list[int]) -> None:
+def _add_ancestor(
+    domain: Domain, worker: Worker, said: dict[str, object], fds: list[int], *, may_hold: bool
+) -> None:
     """A worker that resumes tells what its space has shown since a fork; descriptors are closed, or kept."""
     with contextlib.ExitStack() as undo:
         for fd in fds:
@@ -207,6 +210,8 @@ def _add_ancestor(domain: Domain, worker: Worker, said: dict[str, object], fds: 
         if slot is None or len(fds) != 1 or not worker.nr_unheard or number in slot.ancestors:
             raise WireError("an ancestor of nothing, or one that there is already")
         forked.check_ancestor(domain, slot, fds[0], number, holder)
+        if not may_hold:
+            _refuse_space(worker, errno.EMFILE, SHARE_USED)
         undo.pop_all()
     slot.await_all_of(forked.add_ancestor(domain, slot, fds[0], number), holder)
 
@@ -282,11 +287,15 @@ def _has_room(everywhere: Iterable[MmSlot], file: int, size: int) -> bool:
     return promised + size <= system.f_bavail * system.f_frsize
 
 
-def report(domain: Domain, worker: Worker) -> None:
+def report(domain: Domain, worker: Worker, may_hold: Callable[[], bool]) -> None:
     """Read one report of a worker's agent and enter it into the books.
 
+    Args:
+        may_hold: whether its user may have another descriptor: a fork brings one.
+
     Raises:
-        WireError: garbage. EOFError: the agent is gone. BlockingIOError: there is none.
+        WireError: garbage, or a descriptor too many. EOFError: the agent is gone.
+        BlockingIOError: there is no report.
     """
     message, fds, _ = wire.receive_with_fds(worker.order, wire.REPORT_MAX_BYTES + 1, socket.MSG_DONTWAIT)
     if not message:
@@ -295,6 +304,8 @@ def report(domain: Domain, worker: Worker) -> None:
     with contextlib.ExitStack() as undo:
         for fd in fds:
             undo.callback(os.close, fd)
+        if fds and not may_hold():
+            raise WireError(SHARE_USED)
         _enter_report(domain, worker, message, fds)
         undo.pop_all()
 

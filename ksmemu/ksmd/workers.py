@@ -158,21 +158,21 @@ class Workers:
             return
         control.setblocking(False)  # a client that does not read its answers is cut off
         _, uid = connection.peer(control)
-        if self._has_had_share(uid):
+        if not self._may_hold_more(uid):
             log.warning("a client of uid %d is turned away: %s", uid, connection.SHARE_USED)
             control.close()
             return
         self._waiting[uid] += 1
         self.listen_to(control.fileno(), functools.partial(self._join, control, uid))
 
-    def _has_had_share(self, uid: int) -> bool:
-        """Whether a user holds so many descriptors of ksmd's that others might find none left."""
+    def _may_hold_more(self, uid: int) -> bool:
+        """Whether a user may have another descriptor of ksmd's, and others will find some left."""
         if uid == os.geteuid():
-            return False
+            return True
         workers = (worker for worker in self._domains.workers() if worker.key.uid == uid)
         held = self._waiting[uid] + sum(worker.nr_descriptors() for worker in workers)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return held >= soft // _SHARE
+        return held < soft // _SHARE
 
     def _turn_away(self) -> None:
         """Close the next connection with the descriptor kept for it; else it would call again at once."""
@@ -233,7 +233,7 @@ class Workers:
 
     def _answer(self, worker: Worker) -> None:
         domain = self._domains[worker.key]
-        everywhere = None if self._has_had_share(worker.key.uid) else self._domains.slots()
+        everywhere = self._domains.slots() if self._may_hold_more(worker.key.uid) else None
         try:
             slot = connection.answer(domain, worker, self._next_space, everywhere)
         except connection.NoRoomError as refusal:
@@ -250,7 +250,8 @@ class Workers:
 
     def _report(self, worker: Worker) -> None:
         try:
-            connection.report(self._domains[worker.key], worker)
+            may_hold = functools.partial(self._may_hold_more, worker.key.uid)
+            connection.report(self._domains[worker.key], worker, may_hold)
         except BlockingIOError:
             return
         except (EOFError, ConnectionResetError):

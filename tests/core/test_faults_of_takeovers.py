@@ -5,6 +5,7 @@ Runs in a worker that has the core of faults.c (`faulty`).
 
 import contextlib
 import errno
+import itertools
 import os
 
 import pytest
@@ -95,6 +96,20 @@ def take_over_late(_):
     take_over(failing, ksmd={"stirs": False})
 
 
+def test_a_ksmd_that_cuts_off_who_has_joined_is_not_joined_at_once(faulty):
+    first, *others = faulty.call(join_after_cuts)
+    assert all(later - earlier >= 0.99 for earlier, later in itertools.pairwise([first, *others]))
+
+
+def join_after_cuts(_):
+    """Return when each try began."""
+    with scene() as (on, next_ksmd), next_ksmd(stirs=False, cuts=2) as ksmd:
+        part(on)
+        go_on_with(on, ksmd.await_one(os.getpid(), SECONDS))
+        go_home(on)
+        return ksmd.tries
+
+
 def test_what_is_no_answer_of_a_ksmd_is_not_believed(faulty):
     """None at all, a number that is no errno, no pool, half of one, and descriptors that are none of it."""
     faulty.call(take_over_from_liars)
@@ -131,7 +146,7 @@ def take_over_from_another_user(_):
         forked_before(on)
         part(on)
         with next_ksmd(user=65534) as other:
-            wait_until(lambda: other.nr_tries > 1, SECONDS, "a second look")
+            wait_until(lambda: len(other.tries) > 1, SECONDS, "a second look")
         assert not other.joined
         assert not on.space.agent.wait(0)
         with next_ksmd() as ksmd:

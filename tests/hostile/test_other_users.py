@@ -23,7 +23,8 @@ from ksmemu.control.figures import figures
 from ksmemu.control.ksmd import RunningKsmd
 from ksmemu.control.page_map import page_maps
 from ksmemu.instance import Instance
-from tests.support import attacks, books, crew, domains, fakes
+from ksmemu.wire import ReportKind
+from tests.support import attacks, books, crew, domains, fakes, procmaps
 from tests.support.books import Member
 from tests.support.fakes import PAGE, FakeWorker
 from tests.support.processes import Worker
@@ -433,6 +434,35 @@ def test_a_user_cannot_use_up_the_descriptors_of_ksmd(ksmd, garbler):
     finally:
         resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE, before)
     assert "a client of uid" in log_of(ksmd)
+
+
+def forks_without_end(state, directory, nr_pages):
+    """Fork, and show a page of each ancestor, until ksmd hangs up."""
+    fake = state.fake = FakeWorker(directory)
+    own = fake.own(bytes(nr_pages * PAGE))
+    space = fake.register(own, nr_pages)
+    with contextlib.suppress(OSError):
+        for number in range(1, nr_pages):
+            ancestor = fake.own(bytes(nr_pages * PAGE))
+            whole = (0, nr_pages, 0, number)
+            fake.report(ReportKind.FORKED, space, whole, order_id=number, fds=(own, ancestor))
+            os.close(ancestor)
+            fake.report(ReportKind.INHERITED, space, (number, 1, 0, number))
+            fake.report(ReportKind.RESUMED, space)
+    return fake.is_cut_off()
+
+
+def test_nor_by_forks(ksmd, garbler):
+    before = resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE, (400, before[1]))
+    members, share, held = 2 * (4 + 1), 400 // 4, len(procmaps.descriptors(ksmd.pid))
+    try:
+        assert garbler.call(forks_without_end, str(ksmd.directory), 211)
+        assert len(procmaps.descriptors(ksmd.pid)) == held + share - members
+        with UserWorker(ALICE, ksmd.directory) as worker:
+            assert worker.call(joins) == (0, "")
+    finally:
+        resource.prlimit(ksmd.pid, resource.RLIMIT_NOFILE, before)
 
 
 # ---- a service user runs it ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 
 from ksmemu import wire
@@ -57,15 +58,17 @@ class NextKsmd:
     `stirs`: whether who waits for a sign gets one. Without it an agent tries again later.
     `wrong`: what is answered first, instead of a yes to the hello: (message, descriptors); (): it hangs up;
     None: nothing.
+    `cuts`: how often it hangs up as soon as it has heard all.
     `user`: who the kernel says that listens.
 
-    Attributes: joined: by pid, and removed by who takes them. heard: who got no answer.
+    Attributes: joined: by pid, removed by who takes them. heard: who got no answer. tries: when each began.
     """
 
-    def __init__(self, directory, pool=None, *, stirs=True, wrong=(), user=None):
+    def __init__(self, directory, pool=None, *, stirs=True, wrong=(), cuts=0, user=None):
         self.directory, self.pool, self.joined, self.stirs = directory, pool, {}, stirs
         self._wrong, self.heard = [*wrong], []
-        self.nr_tries = 0
+        self._cuts = cuts
+        self.tries = []
         self._is_over = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.settimeout(_LOOK_SECONDS)
@@ -103,7 +106,7 @@ class NextKsmd:
                 if self.stirs:
                     self._stir()
                 continue
-            self.nr_tries += 1
+            self.tries.append(time.monotonic())
             control.settimeout(_SECONDS)
             try:
                 self._listen_to(control)
@@ -129,7 +132,11 @@ class NextKsmd:
         try:
             if self._welcome(joined, with_pool=len(fds) > 2):
                 self._hear(joined)
-                self.joined[pid] = joined
+                if self._cuts:
+                    self._cuts -= 1
+                    joined.close()
+                else:
+                    self.joined[pid] = joined
         except BaseException:
             joined.close()
             raise
