@@ -16,13 +16,16 @@ import pytest
 from ksmemu.estimate.fingerprint import GONE, Fingerprinter
 from ksmemu.estimate.saving import saving
 from ksmemu.estimate.source import open_file, open_process
-from tests.support import books
+from tests.support import books, machine, procmaps
 from tests.support.images import ImageWorker
 from tests.support.pages import content
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 
 SHARED = 0x5A17_C0DE_0000_0007
+HUGE, MAP_HUGE = 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000
+MADV_PAGEOUT = 21
+"""Source: <asm-generic/mman-common.h>."""
 LIMITS = (2, 3, 7, 256)
 CONTENTS = [
     [0] * 23 + [*range(1, 40)] * 3 + [5] * 31,
@@ -102,17 +105,21 @@ def test_the_rest_of_a_page_counts_as_zeros(tmp_path):
 
 
 class _Sleeper:
-    """A process with pages of known contents in anonymous memory, and some of a file and of shared memory."""
+    """A process with pages of known contents in anonymous memory, and some of a file and of shared memory.
 
-    def __init__(self, numbers):
+    `prepare` is done with the first before it sleeps.
+    """
+
+    def __init__(self, numbers, prepare=lambda own: None):
         self.pid = os.fork()
         if self.pid == 0:
             own = mmap.mmap(-1, len(numbers) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             own[:] = b"".join(map(page, numbers))
             shared = mmap.mmap(-1, 31 * PAGE)
             np.frombuffer(shared, np.uint64)[:] = SHARED  # in place: a copy in the heap may lie on a page
+            prepared = prepare(own)
             os.kill(os.getpid(), 19)
-            os._exit(0)
+            os._exit(int(prepared is None))
         os.waitpid(self.pid, os.WUNTRACED)
 
     def end(self):
@@ -232,6 +239,35 @@ def test_what_is_left_out_of_a_process_is_said():
         sleeper.end()
     assert said["of files and shared memory"] >= 31
     assert ": left out, of files and shared memory: " in ran.stdout
+
+
+def left_out_of(sleeper):
+    try:
+        return figures(sleeper.pid)["each"][0]["left_out"], procmaps.status(sleeper.pid)
+    finally:
+        sleeper.end()
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("the_machine_may_be_changed")
+def test_huge_pages_are_left_out():
+    with machine.set_to("/proc/sys/vm/nr_hugepages", 3):
+        sleeper = _Sleeper([1, 2], prepare=lambda _: _written(mmap.mmap(-1, HUGE, flags=MAP_HUGE)))
+        assert left_out_of(sleeper)[0]["huge pages"] == HUGE // PAGE
+
+
+def _written(memory):
+    memory[:1] = b"x"
+    return memory
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("the_machine_may_be_changed")
+def test_swapped_pages_are_left_out_and_stay_there(tmp_path):
+    with machine.swap_in(tmp_path / "swap", 16 << 20):
+        sleeper = _Sleeper(range(1, 212), prepare=lambda own: own.madvise(MADV_PAGEOUT, 0, 101 * PAGE))
+        said, status = left_out_of(sleeper)
+        assert 0 < said["swapped"] * PAGE == status["VmSwap"]
 
 
 def test_of_the_tail_of_a_file_it_is_said_what_becomes_of_it(tmp_path):
