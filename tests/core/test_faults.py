@@ -273,7 +273,7 @@ def play(scene, chosen=(), clean=None):
             assert not error or shows.get(page) == before.get(page), f"page {page} failed, and was changed"
         on.check()
         if on.is_parted:
-            assert not on.space.agent.is_alive()
+            wait_until(lambda: not on.space.agent.is_alive(), what="the agent to notice")
         elif clean and scene.again:
             errors = errors if errors == clean[0] else scene.act(on)
             shows = on.shows()
