@@ -188,6 +188,11 @@ def thread_states(pid):
     return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
 
 
+def waits_in(thread):
+    """Return the function of the kernel in which a thread of this process waits, or 0."""
+    return Path(f"/proc/self/task/{thread}/wchan").read_text()
+
+
 def has_ending_threads(pid):
     """Whether a thread is on its way out: one that was joined can be seen for a moment longer."""
     for task in Path(f"/proc/{pid}/task").iterdir():
