@@ -16,7 +16,7 @@ CORE := $(wildcard ksmemu/core/*.c)
 HEADERS := $(wildcard ksmemu/core/*.h)
 C_FILES := $(CORE) ksmemu/mm/data_memory.c
 STAMP := .venv/.installed
-PACKAGES := fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-linux
+PACKAGES := curl fuse3 gcc libxxhash-dev mount procps python3-dev python3-venv util-linux
 
 C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wswitch-enum -Wformat=2 -Werror
