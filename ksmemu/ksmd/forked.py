@@ -78,10 +78,10 @@ def inherited(domain: Domain, slot: MmSlot, spans: npt.NDArray[np.void]) -> None
         raise WireError("pages that show an ancestor and a frame")
     for number in named:
         domain.inherit(slot, pages[numbers == number], number)
+    # A page that is mapped anew does not tell that it was written before: what it held is read once more.
+    states = slot.rmap.state[pages]
+    slot.rmap.move(pages[(states >= State.NEW) & (states <= State.UNSTABLE)], State.WRITTEN)
     _track(slot, pages[numbers > 0])
-    home = pages[numbers == 0]
-    states = slot.rmap.state[home]
-    slot.rmap.move(home[(states >= State.NEW) & (states <= State.UNSTABLE)], State.WRITTEN)
 
 
 def _track(slot: MmSlot, pages: Pages) -> None:
