@@ -13,6 +13,9 @@ from multiprocessing.connection import Connection, Pipe
 
 import dill
 
+from tests.support import procmaps
+from tests.support.waiting import wait_until
+
 DEADLINE = 60.0
 _MAIN = "tests.support.processes"
 
@@ -67,6 +70,8 @@ class Worker:
     def kill(self, number=signal.SIGKILL):
         if self.process.poll() is None:
             self.process.send_signal(number)
+            if number == signal.SIGSTOP:  # its threads may run for a moment longer
+                wait_until(lambda: {*procmaps.thread_states(self.pid)} == {"T"}, what="the stop")
             if number == signal.SIGKILL:
                 self.process.wait(DEADLINE)
 
