@@ -8,6 +8,7 @@ import pytest
 
 from ksmemu import MADV_UNMERGEABLE, AddressSpace, set_memory_merge, wire
 from tests.support import procmaps
+from tests.support.errnos import number_of
 from tests.support.pages import content
 from tests.support.procmaps import PAGE
 from tests.support.scanning import settled
@@ -191,15 +192,6 @@ def kernels_mbind(address, length, node):
     args = ctypes.c_ulong(address), ctypes.c_ulong(length), ctypes.c_long(_MPOL_BIND), ctypes.byref(mask)
     done = libc.syscall(ctypes.c_long(_SYS_MBIND), *args, ctypes.c_ulong(65), ctypes.c_long(0))
     return ctypes.get_errno() if done else 0
-
-
-def number_of(call, *args):
-    """Return the errno, or 0."""
-    try:
-        call(*args)
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 @pytest.mark.parametrize(("offset", "length", "node", "expected"), CASES.values(), ids=CASES)

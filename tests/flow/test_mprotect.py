@@ -9,6 +9,7 @@ import pytest
 
 from ksmemu import MADV_UNMERGEABLE, AddressSpace
 from tests.support import procmaps
+from tests.support.errnos import number_of
 from tests.support.pages import content
 from tests.support.procmaps import PAGE
 from tests.support.scanning import settled
@@ -30,15 +31,6 @@ def mapped(one):
 def allowed(one):
     """Return what each page allows, as letters."""
     return [perms[:3] for perms, pages in mapped(one) for _ in range(pages)]
-
-
-def number_of(call, *args):
-    """Return the errno, or 0."""
-    try:
-        call(*args)
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 @pytest.mark.parametrize("prot", LETTERS, ids=LETTERS.values())

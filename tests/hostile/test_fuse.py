@@ -11,6 +11,7 @@ import pytest
 import ksmemu
 from ksmemu.mounts import Mount, below, detach
 from tests.support import procmaps
+from tests.support.errnos import number_of
 from tests.support.stores import mounts
 from tests.support.waiting import wait_until
 
@@ -77,7 +78,7 @@ def test_a_new_ksmd_may_start_at_once_and_keeps_its_mount(served, server):
 def test_a_store_that_waits_for_a_ksmd_that_is_killed_ends_in_an_error(served):
     fd, errors = os.open(folder_of(served) / "run", os.O_WRONLY), []
     os.kill(served.pid, signal.SIGSTOP)
-    waiting = threading.Thread(target=lambda: errors.append(_errno_of(os.pwrite, fd, b"1", 0)))
+    waiting = threading.Thread(target=lambda: errors.append(number_of(os.pwrite, fd, b"1", 0)))
     waiting.start()
     wait_until(
         lambda: procmaps.waits_in(waiting.native_id) == "request_wait_answer", what="the store to wait"
@@ -86,19 +87,11 @@ def test_a_store_that_waits_for_a_ksmd_that_is_killed_ends_in_an_error(served):
     waiting.join(20)
     [error] = errors
     assert error in DEAD
-    _errno_of(os.close, fd)
+    number_of(os.close, fd)
     wait_until(lambda: mounts(served.directory) == [], what="the mount to go")  # it answers reads until then
     with pytest.raises(ksmemu.KsmError, match="has gone") as gone:
         served.read("run")
     assert gone.value.errno == errno.ESRCH
-
-
-def _errno_of(call, *arguments):
-    try:
-        call(*arguments)
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 def test_without_its_server_ksmd_goes_on_and_says_so(served, server):
