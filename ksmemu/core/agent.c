@@ -21,13 +21,11 @@
 /* A window of KSMEMU_WINDOW_PAGES is merged in about so long. */
 #define SLICE_NS 250000u
 
-#define PATIENCE_SECONDS 10
-
 /* ---- reports ------------------------------------------------------------------------------- */
 
 void ksmemu_limit_patience(int sock)
 {
-	struct timeval limit = { .tv_sec = PATIENCE_SECONDS };
+	struct timeval limit = { .tv_sec = KSMEMU_PATIENCE_SECONDS };
 
 	(void)setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 }

@@ -38,6 +38,9 @@
 /* Most populated pages that adopting ordinary memory copies at once: bounds what is held twice. */
 #define KSMEMU_ADOPT_PAGES 4096u
 
+/* How long ksmd is waited for, to take a message or to answer one: it does so between two slices of a scan. */
+#define KSMEMU_PATIENCE_SECONDS 10
+
 /* Test-only build: a step that can be left out, to show that its guarantee's test would notice. */
 #ifdef KSMEMU_BREAKS
 bool ksmemu_is_broken(const char *step);
@@ -488,7 +491,7 @@ void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space,
 		   uint32_t nr_spans);
 
 /**
- * ksmemu_limit_patience() - let a send or connect on a socket end with EAGAIN after 10 seconds
+ * ksmemu_limit_patience() - let a send or connect on a socket end with EAGAIN after KSMEMU_PATIENCE_SECONDS
  *
  * A ksmd that is stopped reads nothing: whoever fills its socket, often under agent.lock, would wait with it.
  */

@@ -24,9 +24,6 @@
 #define MESSAGE_BYTES 512u
 #define MAX_FDS 3u
 
-/* ksmd answers between two slices of a scan. */
-#define ANSWER_MILLISECS 10000
-
 /* While there is no directory that could be watched, and after a join that failed: then each time twice as long. */
 #define RETRY_MILLISECS 1000
 #define MAX_RETRY_MILLISECS 64000
@@ -110,7 +107,7 @@ static int ask(struct ksmemu_agent *agent, int control, const char *text, const 
 
 	if (error)
 		return error;
-	if (poll(wanted, 2, ANSWER_MILLISECS) <= 0 || wanted[1].revents)
+	if (poll(wanted, 2, 1000 * KSMEMU_PATIENCE_SECONDS) <= 0 || wanted[1].revents)
 		return -ETIMEDOUT;
 	error = receive(control, ret);
 	if (!error && sscanf(ret->text, "{\"errno\": %d", &refused) == 1)

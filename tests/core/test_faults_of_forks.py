@@ -22,6 +22,7 @@ from tests.support.stage import Busy
 from tests.support.takeover import (
     BUSY,
     SECONDS,
+    advise_again,
     check_told,
     drive,
     forked_before,
@@ -199,18 +200,12 @@ def leave_a_long_ancestor(_):
         forked_before(on)
         # In the middle of the long one: the first mappings are short.
         with faults.fault(("pwrite", 6, FAIL, errno.ENOSPC)) as calls:
-            assert _advise_again(on) == errno.ENOSPC
+            assert advise_again(on, (0, on.space.nr_pages)) == errno.ENOSPC
         assert calls.count("pwrite") == 6
         on.check()
-        assert _advise_again(on) == 0
+        assert advise_again(on, (0, on.space.nr_pages)) == 0
         hear(on)
         go_home(on)
-
-
-def _advise_again(on):
-    """Return the errno."""
-    space, bounds = on.space, (on.space.address(0), on.space.address(on.space.nr_pages))
-    return space.agent.advise(SPACE, *bounds, False, space.ranges((0, space.nr_pages)))[1]
 
 
 def _own_again(on, page):

@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 
 NR_PAGES = 13
 PATIENCE = struct.pack("ll", 10, 0)
-"""Source: PATIENCE_SECONDS."""
+"""Source: KSMEMU_PATIENCE_SECONDS."""
 
 
 def advise_in_vain(state, seconds):

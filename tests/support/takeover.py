@@ -39,20 +39,18 @@ def scene(nr_pages=NR_PAGES, **how):
         on.put(11, b"read only")
         on.put(12, b"read only, too")
         on.space.protect(10, 13, PROT_READ, at=12)
-        _advise_in_two(on, nr_pages - APART)
+        at = nr_pages - APART
+        assert advise_again(on, (0, at), (at, nr_pages)) == 0
+        hear(on)
         with _another_space(on):
             yield on, functools.partial(NextKsmd, Path(directory))
     wait_until(lambda: is_no_more_than(before), what="the end of what was held")
 
 
-def _advise_in_two(on, at):
-    """All of it is mergeable still, by two calls of the application."""
+def advise_again(on, *pieces):
+    """All of it is mergeable still, by a call of the application for each (from, to). Return the errno."""
     space, bounds = on.space, (on.space.address(0), on.space.address(on.space.nr_pages))
-    assert space.agent.advise(SPACE, *bounds, False, space.ranges((0, at), (at, space.nr_pages))) == (
-        bounds[1],
-        0,
-    )
-    hear(on)
+    return space.agent.advise(SPACE, *bounds, False, space.ranges(*pieces))[1]
 
 
 @contextlib.contextmanager
