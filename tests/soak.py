@@ -299,12 +299,12 @@ _TOLD = {
     "advices": "advices",
     "forks": "forks",
     "refused": "system calls refused",
-    "workers killed": "workers and",
+    "workers killed": "workers killed",
     "ksmd killed": "ksmd killed",
     "stops": "stops",
     "retunings": "retunings",
-    "unmergings": "unmergings, with",
-    "unmergings refused": "refused",
+    "unmergings": "unmergings",
+    "unmergings refused": "unmergings refused",
     "recounts": "recounts",
 }
 """What is told, in this order and these words."""
