@@ -14,8 +14,8 @@ import click
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _THOUSANDS = "kMGT"
-_NAME_WIDTH = 25
-_VALUE_WIDTH = 16
+_FIGURE_WIDTH = 42
+"""Of a name and its value, at either end."""
 _LINE_BEFORE_IS_GONE = "\033[A\033[K"
 _SHORT_SECONDS = 1.0
 """What takes no longer needs no progress bar."""
@@ -42,7 +42,7 @@ def short(number: int) -> str:
 def echo_lines(rows: Iterable[tuple[str, object, str]]) -> None:
     """Print a line per (name, value, meaning)."""
     for name, value, meaning in rows:
-        click.echo(f"{name:<{_NAME_WIDTH}} {value:>{_VALUE_WIDTH}}  {meaning}".rstrip())
+        click.echo(f"{name} {value:>{_FIGURE_WIDTH - len(name) - 1}}  {meaning}".rstrip())
 
 
 def echo_json(figures: Mapping[str, object]) -> None:

@@ -180,6 +180,9 @@ def test_status_begins_with_what_is_saved_and_fits_the_screen(started, instance)
     assert lines[0] == "0 B saved"
     assert max(len(line) for line in lines if str(instance.directory) not in line) <= 80
     assert [line.split()[:2] for line in lines if line.startswith("sleep")] == [["sleep_millisecs", "7"]]
+    figures = lines[lines.index("") + 1 :]
+    # Every value ends in the same column, and a meaning follows.
+    assert all(line[41] != " " and line[42:44] == "  " for line in figures if line)
 
 
 def test_status_json_has_every_figure(started, instance):
