@@ -57,8 +57,8 @@ def pages(axes: Axes, run: Run) -> None:
     for name, (words, colour) in _KINDS.items():
         values = [sample.total(name) for sample in run.samples]
         axes.plot(_seconds(run), values, color=colour, label=words, marker="." if len(values) < 30 else "")
-    axes.legend(fontsize="small", frameon=False, ncols=3)
     _label(axes, "Pages", "seconds", "pages")
+    _name_lines(axes)
 
 
 def rates(axes: Axes, run: Run) -> None:
@@ -71,10 +71,10 @@ def rates(axes: Axes, run: Run) -> None:
         axes.plot(ends, values, color=colour, label=words, marker="." if len(ends) < 30 else "")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small", frameon=False, ncols=3)
     cpu = sum(between.cpu_percent * between.seconds for between in betweens)
     mean = cpu / sum(between.seconds for between in betweens)
     _label(axes, f"Pages a second; ksmd took {mean:.0f}% of a CPU", "seconds", "pages/s")
+    _name_lines(axes)
 
 
 def run_lengths(axes: Axes, run: Run) -> None:
@@ -152,6 +152,11 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.tick_params(labelsize="small")
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_lines(axes: Axes) -> None:
+    """Below, where no line can run through the names."""
+    axes.legend(fontsize="small", frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _rgb() -> npt.NDArray[np.uint8]:
