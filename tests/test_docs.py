@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -62,13 +63,27 @@ def test_a_block_that_is_wrong_is_noticed(text, tmp_path):
 
 
 def test_every_command_has_a_page():
-    pages = {path.stem for path in (ROOT / "docs/man").glob("*.md")}
+    pages = {path.stem for path in (ROOT / "docs/man").glob("*.rst")}
     assert pages == {
         "ksmemu",
         *(f"ksmemu-{name}" for name in commands.list_commands(click.Context(commands))),
     }
+    made = runpy.run_path(os.fspath(ROOT / "docs/conf.py"))["man_pages"]
+    assert {(source, name) for source, name, *_ in made} == {(f"man/{page}", page) for page in pages}
     listed = (ROOT / "docs/commands.md").read_text()
     assert all(f"man/{page}\n" in listed for page in pages)
+
+
+def test_a_man_page_shows_every_option_and_no_markup(tmp_path):
+    options = ["-m", "sphinx", "--quiet", "--fail-on-warning", "--builder", "man", "docs"]
+    subprocess.run([sys.executable, *options, tmp_path], cwd=ROOT, check=True)
+    for name, command in commands.commands.items():
+        page = (tmp_path / f"ksmemu-{name}.1").read_text().replace("\\-", "-")
+        assert f"ksmemu-{name} - {command.short_help[:-1]}\n" in page
+        for parameter in command.params:
+            is_option = isinstance(parameter, click.Option)
+            assert (parameter.opts[0] if is_option else parameter.metavar or parameter.name.upper()) in page
+        assert not re.search(r"\.\. [a-z-]+::|```", page)
 
 
 def test_the_site_is_as_strict_as_it_says():

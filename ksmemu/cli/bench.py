@@ -36,7 +36,7 @@ class Size(click.ParamType[tuple[str, int]]):
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Compare ksmemu with the kernel's own KSM on workloads.")
 @click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
 @click.option("--rounds", default=3, type=click.IntRange(1), show_default=True, help="Rounds of each.")
 @click.option("--size", "sizes", multiple=True, type=Size(), help="MiB of each worker of a workload.")

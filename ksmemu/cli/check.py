@@ -12,7 +12,7 @@ from ksmemu.cli.output import echo_json
 from ksmemu.features import Feature, probe, probe_exec, required, tracker
 
 
-@click.command()
+@click.command(short_help="Say what this kernel has of what ksmemu needs.")
 @json_option
 def check(as_json: bool) -> int:  # noqa: FBT001 (click passes it by name)
     """Say for each kernel facility whether it is there, what follows, and how to get it."""

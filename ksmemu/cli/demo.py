@@ -33,7 +33,7 @@ FILES_BYTES = 60 << 20
 _DEADLINE_SECONDS = 20.0
 
 
-@click.command()
+@click.command(short_help="Merge the memory of four processes, and unmerge it.")
 @json_option
 def demo(as_json: bool) -> int:  # noqa: FBT001 (click passes it by name)
     """Merge the memory of four processes, write to it, unmerge it; on real files, in seconds."""

@@ -21,7 +21,7 @@ _NAME_WIDTH = 28
 _NUMBER = re.compile("[0-9]{1,18}")
 
 
-@click.command()
+@click.command(short_help="Say what merging would save, without merging.")
 @click.argument("names", nargs=-1, required=True, metavar="FILE|PID...")
 @click.option(
     "--max-page-sharing", default=256, type=click.IntRange(2), show_default=True, help="Pages on one frame."

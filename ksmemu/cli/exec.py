@@ -40,7 +40,11 @@ file is the same by device and inode: else the command could steer the kernel's 
 a working directory below the mount: `cd` finds the one that lies over it."""
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.command(
+    "exec",
+    short_help="Run a command that sees the control files in /sys.",
+    context_settings={"allow_interspersed_args": False},
+)
 @directory_option
 @domain_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] CMD...")

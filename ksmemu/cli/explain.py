@@ -30,7 +30,7 @@ _WHERE_WIDTH = 47
 _REASON_WIDTH = max(len(reason.words) for reason in Reason)
 
 
-@click.command()
+@click.command(short_help="Say why memory is not merged.")
 @directory_option
 @json_option
 @click.argument("pid", type=click.IntRange(1), required=False)

@@ -32,7 +32,7 @@ class _Address(click.ParamType[tuple[str, int]]):
         return host.strip("[]") or _HOST, int(port)
 
 
-@click.command()
+@click.command(short_help="Serve the figures to Prometheus.")
 @directory_option
 @click.option("--listen", type=_Address(), required=True, help="Where to serve; HOST is else 127.0.0.1.")
 def metrics(directory: str | None, listen: tuple[str, int]) -> None:

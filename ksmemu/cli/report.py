@@ -19,7 +19,7 @@ _NEEDED = {".html": ("matplotlib", "jinja2"), ".png": ("matplotlib",)}
 _NR_SAMPLES = 50
 
 
-@click.command()
+@click.command(short_help="Write a report, a page or a picture.")
 @directory_option
 @click.option("--from", "recorded", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               metavar="RECORD", help="Of a run that `watch --record` wrote.")  # fmt: skip

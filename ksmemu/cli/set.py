@@ -9,7 +9,7 @@ from ksmemu.cli.output import waiting
 from ksmemu.control.ksmd import connect
 
 
-@click.command("set")
+@click.command("set", short_help="Store tunables.")
 @directory_option
 @click.argument("settings", nargs=-1, required=True, type=Setting(), metavar="NAME=VALUE...")
 def set_(directory: str | None, settings: tuple[tuple[str, int], ...]) -> None:

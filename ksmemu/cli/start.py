@@ -11,7 +11,7 @@ from ksmemu.control.setup import Setup
 from ksmemu.instance import Instance
 
 
-@click.command()
+@click.command(short_help="Start ksmd in the background.")
 @directory_option
 @click.argument("settings", nargs=-1, type=Setting(), metavar="[NAME=VALUE]...")
 @setup_options

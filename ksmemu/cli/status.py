@@ -17,7 +17,7 @@ from ksmemu.instance import Instance
 from ksmemu.units import PAGE_SIZE
 
 
-@click.command()
+@click.command(short_help="Show the memory saved, counters and tunables.")
 @directory_option
 @json_option
 def status(directory: str | None, as_json: bool) -> None:  # noqa: FBT001 (click passes it by name)

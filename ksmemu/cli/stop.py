@@ -9,7 +9,7 @@ from ksmemu.cli.output import waiting
 from ksmemu.control.ksmd import connect
 
 
-@click.command()
+@click.command(short_help="Stop ksmd; what is merged stays merged.")
 @directory_option
 def stop(directory: str | None) -> None:
     """Stop ksmd and wait until it has gone; what is merged stays merged."""

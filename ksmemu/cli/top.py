@@ -11,7 +11,7 @@ from ksmemu.control.figures import figures
 from ksmemu.instance import Instance
 
 
-@click.command()
+@click.command(short_help="Show memory saved, processes and page maps on a full screen.")
 @directory_option
 @click.argument("interval", type=click.FloatRange(0.1), default=1.0, required=False)
 def top(directory: str | None, interval: float) -> None:

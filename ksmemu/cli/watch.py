@@ -32,7 +32,7 @@ _WIDTHS = {
 _PIPE_LINES = 24
 
 
-@click.command()
+@click.command(short_help="Show figures, a line each interval.")
 @directory_option
 @json_option
 @click.option("--record", "path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
