@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import click
 
 from ksmemu import MADV_MERGEABLE, MADV_UNMERGEABLE
-from ksmemu.cli.options import directory_option, domain_option
+from ksmemu.cli.options import directory_option, domain_option, integer
 from workers import lines
 from workers.lines import BadLineError, Command, words
 from workers.memory import Memory
@@ -182,4 +182,4 @@ def program(main: Callable[Concatenate[Worker, P], None]) -> click.Command:
 
 def pages_option(nr: int, name: str = "--pages", text: str = "How many pages.") -> Callable[[T], T]:
     """Return an option that takes a number of pages."""
-    return click.option(name, type=click.IntRange(1), default=nr, show_default=True, metavar="N", help=text)
+    return click.option(name, type=integer(1), default=nr, show_default=True, metavar="N", help=text)

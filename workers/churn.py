@@ -16,6 +16,7 @@ import numpy as np
 
 from ksmemu.bench.content import WORDS, PageArray, Random
 from ksmemu.cli.command import run
+from ksmemu.cli.options import integer
 from workers import base
 from workers.base import Worker
 from workers.memory import Memory
@@ -51,7 +52,7 @@ class Churn:
 
 @base.program
 @base.pages_option(499)
-@click.option("--pace", type=click.IntRange(1), default=1000, show_default=True, help="Pages a second.")
+@click.option("--pace", type=integer(1), default=1000, show_default=True, help="Pages a second.")
 def main(worker: Worker, pages: int, pace: int) -> None:
     """Rewrite pages at random, each with one of seven contents."""
     churn = Churn(worker.map(pages, "churn"), pace)

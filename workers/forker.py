@@ -20,6 +20,7 @@ import click
 
 from ksmemu.bench.content import Random, own_random
 from ksmemu.cli.command import run
+from ksmemu.cli.options import integer
 from workers import base
 from workers.base import Worker
 
@@ -96,7 +97,7 @@ def _asked_of_all(name: str, own: Callable[..., str], children: list[Child]) -> 
 
 @base.program
 @base.pages_option(1009)
-@click.option("--children", type=click.IntRange(1, 100), default=2, show_default=True, metavar="N")
+@click.option("--children", type=integer(1, 100), default=2, show_default=True, metavar="N")
 def main(worker: Worker, pages: int, children: int) -> None:
     """Fill memory and fork: each child writes an eighth of its pages.
 

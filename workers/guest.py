@@ -15,6 +15,7 @@ import click
 
 from ksmemu.bench.guests import Guest
 from ksmemu.cli.command import run
+from ksmemu.cli.options import integer
 from ksmemu.units import PAGE_SIZE
 from workers import base
 from workers.base import Worker
@@ -49,9 +50,7 @@ class Log:
 
 @base.program
 @base.pages_option(1024, text="Without the log.")
-@click.option(
-    "--number", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Which guest."
-)
+@click.option("--number", type=integer(0), default=0, show_default=True, metavar="N", help="Which guest.")
 def main(worker: Worker, pages: int, number: int) -> None:
     """Be one of several guests: half of the memory is page cache, a quarter is free, a quarter heap."""
     guest = Guest(pages, number)

@@ -12,13 +12,14 @@ import click
 
 from ksmemu.bench.content import Random
 from ksmemu.cli.command import run
+from ksmemu.cli.options import integer
 from workers import base
 from workers.base import Worker
 
 
 @base.program
 @base.pages_option(1009, text="How many pages each.")
-@click.option("--twins", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="Spaces.")
+@click.option("--twins", type=integer(1), default=2, show_default=True, metavar="N", help="Spaces.")
 def main(worker: Worker, pages: int, twins: int) -> None:
     """Hold the same pages in several address spaces, each page unlike the others."""
     for _ in range(twins):

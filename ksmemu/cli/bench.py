@@ -12,7 +12,7 @@ from ksmemu.bench import kernel_ksm, plot, report
 from ksmemu.bench.engine import KERNEL, KSMEMU
 from ksmemu.bench.rounds import measure, nr_runs
 from ksmemu.bench.workloads import SIZES, workloads
-from ksmemu.cli.options import json_option, policy_option
+from ksmemu.cli.options import integer, json_option, policy_option
 from ksmemu.cli.output import echo_json, progress
 
 
@@ -38,7 +38,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command(short_help="Compare ksmemu with the kernel's own KSM on workloads.")
 @click.argument("names", nargs=-1, metavar="[WORKLOAD]...")
-@click.option("--rounds", default=3, type=click.IntRange(1), show_default=True, help="Rounds of each.")
+@click.option("--rounds", default=3, type=integer(1), show_default=True, help="Rounds of each.")
 @click.option("--size", "sizes", multiple=True, type=Size(), help="MiB of each worker of a workload.")
 @click.option("--image", "images", multiple=True, type=_FILE, help="Raw memory image for `images`.")
 @click.option("--alone", is_flag=True, help="Leave the kernel's own KSM alone.")

@@ -14,6 +14,10 @@ from ksmemu.errors import KernelLacksError
 DONE, FAILED, USAGE, KERNEL_LACKS = 0, 1, 2, 3
 
 
+class NotThereError(click.UsageError):
+    """What a command cannot do without is not there; the message says what to do."""
+
+
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit; what it returns is the status if it is a number."""
     try:
@@ -21,7 +25,8 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         sys.exit(ended if isinstance(ended, int) else DONE)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else name
-        click.echo(f"{where}: {error.format_message()}", err=True)
+        text = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"{where}: {text}{'' if isinstance(error, NotThereError) else '; see --help'}", err=True)
         sys.exit(USAGE)
     except KernelLacksError as error:
         click.echo(f"{name}: {error.strerror}", err=True)

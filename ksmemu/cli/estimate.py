@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ksmemu.cli.options import json_option
+from ksmemu.cli.options import integer, json_option
 from ksmemu.cli.output import echo_json, progress, size
 from ksmemu.estimate.fingerprint import Fingerprinter
 from ksmemu.estimate.saving import Saving, saving
@@ -24,7 +24,7 @@ _NUMBER = re.compile("[0-9]{1,18}")
 @click.command(short_help="Say what merging would save, without merging.")
 @click.argument("names", nargs=-1, required=True, metavar="FILE|PID...")
 @click.option(
-    "--max-page-sharing", default=256, type=click.IntRange(2), show_default=True, help="Pages on one frame."
+    "--max-page-sharing", default=256, type=integer(2), show_default=True, help="Pages on one frame."
 )
 @json_option
 def estimate(names: Sequence[str], max_page_sharing: int, as_json: bool) -> None:  # noqa: FBT001 (by name)

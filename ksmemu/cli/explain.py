@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from ksmemu.cli.options import Address, directory_option, json_option
+from ksmemu.cli.options import Address, directory_option, integer, json_option
 from ksmemu.cli.output import echo_json, size, waiting
 from ksmemu.control.explain import explain as ask
 from ksmemu.control.reasons import (
@@ -33,7 +33,7 @@ _REASON_WIDTH = max(len(reason.words) for reason in Reason)
 @click.command(short_help="Say why memory is not merged.")
 @directory_option
 @json_option
-@click.argument("pid", type=click.IntRange(1), required=False)
+@click.argument("pid", type=integer(1), required=False)
 @click.argument("address", type=Address(), required=False)
 def explain(directory: str | None, as_json: bool, pid: int | None, address: int | None) -> None:  # noqa: FBT001 (click passes it by name)
     """Say why memory is not merged: of all processes, of PID by range, or of the page at ADDRESS."""

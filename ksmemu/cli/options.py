@@ -10,6 +10,7 @@ from typing import TypeVar
 import click
 
 from ksmemu import domain_key, policy
+from ksmemu.cli.command import NotThereError
 from ksmemu.control.files import LINUX, RFC_2009
 from ksmemu.control.tunables import Action, Tunable
 from ksmemu.errors import KsmError
@@ -39,6 +40,21 @@ directory_option = click.option(
     type=click.Path(file_okay=False),
     help="Instance directory; else $KSMEMU_DIR, or one of the user's own.",
 )
+
+
+def number(least: float) -> click.FloatRange:
+    """Return the type of a number that is at least so much."""
+    kind = click.FloatRange(least)
+    kind.name = "number"  # click calls it "float range", also to who gave another
+    return kind
+
+
+def integer(least: int, most: int | None = None) -> click.IntRange:
+    """Return the type of an integer in bounds."""
+    kind = click.IntRange(least, most)
+    kind.name = "integer"
+    return kind
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
@@ -130,7 +146,7 @@ class Setting(click.ParamType[tuple[str, int]]):
 def require_extra(extra: str, *modules: str) -> None:
     """Refuse a command whose packages are missing."""
     if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
-        raise click.UsageError(f"{missing[0]} is missing: pip install 'ksmemu[{extra}]'")
+        raise NotThereError(f"{missing[0]} is missing: pip install 'ksmemu[{extra}]'")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ksmemu.cli.options import directory_option, require_extra, usage_errors
+from ksmemu.cli.options import directory_option, number, require_extra, usage_errors
 from ksmemu.cli.output import progress, waiting
 from ksmemu.control.page_map import page_maps
 from ksmemu.instance import Instance
@@ -23,7 +23,7 @@ _NR_SAMPLES = 50
 @directory_option
 @click.option("--from", "recorded", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               metavar="RECORD", help="Of a run that `watch --record` wrote.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Look so long.")
+@click.option("--seconds", type=number(0.1), default=3.0, show_default=True, help="Look so long.")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def report(directory: str | None, recorded: Path | None, seconds: float, file: Path) -> None:
     """Write a report to FILE, a page (.html) or a picture (.png), that needs nothing beside it.

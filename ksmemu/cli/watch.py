@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ksmemu.cli.options import directory_option, json_option
+from ksmemu.cli.options import directory_option, integer, json_option, number
 from ksmemu.cli.output import echo_json, short, size
 from ksmemu.instance import Instance
 from ksmemu.view.record import Recorder
@@ -37,8 +37,8 @@ _PIPE_LINES = 24
 @json_option
 @click.option("--record", "path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write down what `report --from FILE` shows.")  # fmt: skip
-@click.argument("interval", type=click.FloatRange(0.01), required=False)
-@click.argument("count", type=click.IntRange(1), required=False)
+@click.argument("interval", type=number(0.01), required=False)
+@click.argument("count", type=integer(1), required=False)
 def watch(
     directory: str | None,
     as_json: bool,  # noqa: FBT001 (click passes it by name)
