@@ -72,6 +72,8 @@ def launch(
                 stderr=early_stderr,  # until ksmd has a log
                 pass_fds=inherited,
                 start_new_session=True,  # Ctrl-C is for whoever started it
+                # Else numpy starts a thread for each other CPU, which spins for a while: ksmd needs none.
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
         finally:
             os.close(ready_in_ksmd)

@@ -15,6 +15,7 @@ from ksmemu.control.counters import COUNTERS, STATS
 from ksmemu.control.ksmd import Ksmd, connect
 from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, NotRunningError
 from ksmemu.mm.address_space import MADV_MERGEABLE, AddressSpace
+from tests.support import procmaps
 
 START_AND_WAIT = """
 import sys
@@ -130,6 +131,10 @@ def test_it_is_ready_in_less_than_a_second_or_two(instance):
     start = time.monotonic()
     with Ksmd(instance.directory):
         assert time.monotonic() - start < 2
+
+
+def test_it_has_one_thread_while_there_is_nothing_to_do(ksmd):
+    assert procmaps.threads(ksmd.pid) == 1
 
 
 def test_it_leaves_no_descriptor_behind(instance):
