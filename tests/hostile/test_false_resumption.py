@@ -10,18 +10,10 @@ import pytest
 from ksmemu import wire
 from ksmemu.wire import ReportKind
 from tests.support import crew, procmaps
-from tests.support.fakes import PAGE, FakeWorker, Honest, connect, is_refused
+from tests.support.fakes import PAGE, FakeWorker, connect, is_refused
 from tests.support.waiting import wait_until
 
 NR_PAGES = 23
-
-
-@pytest.fixture
-def honest(ksmd, start_worker):
-    honest = Honest(ksmd, start_worker())
-    honest.assert_is_served()
-    yield honest
-    honest.assert_is_served()
 
 
 @contextlib.contextmanager
