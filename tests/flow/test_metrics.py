@@ -146,7 +146,8 @@ def test_it_listens_on_loopback_unless_told(tmp_path):
         port = taken.getsockname()[1]
         ran = _run("--dir", str(tmp_path), "--listen", str(port))
         assert ran.returncode == 2
-        assert ran.stderr == f"ksmemu metrics: --listen: 127.0.0.1:{port}: Address already in use\n"
+        why = f"--listen: 127.0.0.1:{port}: Address already in use"
+        assert ran.stderr == f"ksmemu metrics: {why}; see --help\n"
 
 
 @pytest.mark.parametrize(
