@@ -3,6 +3,7 @@
 What is fast is done 10,000 times; KSMEMU_CALLS is how often the rest is done (`make leaks`: as often).
 """
 
+import logging
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import AT_ONCE
 from tests.support import leftovers, operations
 from tests.support.processes import Worker
 
+_log = logging.getLogger(__name__)
 NR_FAST = 10_000
 NR_SLOW = int(os.environ.get("KSMEMU_CALLS", "101"))
 NR_SLOWEST = int(os.environ.get("KSMEMU_CALLS", "5"))
@@ -55,6 +57,7 @@ def leaks(ksmd, worker, operation, times):
         found = {n: nr for n, nr in grown.items() if nr > MOST[n[1]] and (n in found or not round_)}
         if not found:
             break
+        _log.info("round %d: %s", round_, found)
     return found
 
 
