@@ -143,6 +143,7 @@ def test_what_nobody_maps_any_more_is_freed(start_ksmd, next_ksmd, crew_of):
     for member in gone:
         member.call(crew.put, 0, range(1000, 1031))
     wait_until(lambda: ksmd.read("pages_sharing") == NR_PAGES + 31, what="merging")
+    books.wait_written(ksmd)
     held = ksmd.read("pool_bytes")
     kill(ksmd)
     left[0].call(crew.unmap, 0, 5)

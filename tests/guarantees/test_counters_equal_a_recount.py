@@ -100,11 +100,12 @@ def everything_is_zero_without_workers(ksmd, members):
         member.worker.kill()
     wait_until(lambda: ksmd.read("workers") == 0, what="the end of the workers")
 
-    def are_zero():  # the files are written one after the other
+    def are_zero():
         counters = ksmd.counters()
         return {counters[name] for name in [*AT_REST, "general_profit"]} == {0}
 
     wait_until(are_zero, what="frames")
+    books.wait_written(ksmd)
     assert ksmd.read("pool_bytes") == ksmd.read("pages_tracked") == 0
 
 

@@ -3,7 +3,9 @@
 import os
 from dataclasses import dataclass
 
+from ksmemu.control.figures import figures
 from ksmemu.domain_key import Key
+from ksmemu.instance import Instance
 from tests.support import crew, procmaps
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
@@ -47,6 +49,11 @@ def _changing(ksmd):
     return {n: v for n, v in counters.items() if n not in {"full_scans", "pages_scanned"}}
 
 
+def wait_written(ksmd):
+    """Return when all files are as new as the newest: ksmd writes one by one, and answers after the last."""
+    figures(Instance.resolve(ksmd.directory))
+
+
 def check(ksmd, members, *, secure=False):
     """Assert that the books are what a recount finds; return the recount."""
     return check_spaces(ksmd, [member.space for member in members], secure=secure)
@@ -54,6 +61,7 @@ def check(ksmd, members, *, secure=False):
 
 def check_spaces(ksmd, spaces, *, secure=False):
     """The same for advised spaces, each (pid, start, end)."""
+    wait_written(ksmd)
     found = procmaps.recount(spaces)
     shared, sharing = ksmd.read("pages_shared"), ksmd.read("pages_sharing")
     if secure:  # a frame of one page is not counted as shared, its page as unique

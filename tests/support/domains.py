@@ -23,6 +23,7 @@ class Seen:
 
     def __init__(self, ksmd, domain):
         self._ksmd, self._domain = ksmd, domain
+        self.directory = ksmd.directory
 
     def read(self, counter):
         return read(self._ksmd, self._domain, counter)
