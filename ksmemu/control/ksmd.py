@@ -88,18 +88,19 @@ class RunningKsmd:
             self._act(name, value)
             return
         value = checked(self.files, name, value)
-        self._store(name, value, self.files.tunables[name].word(value))
+        text = self.files.tunables[name].word(value)
+        self._store(name, text)
         if self.read(name) != value:
-            raise self._refused(name, value, errno.EINVAL)
+            raise self._refused(name, text, errno.EINVAL)
 
     def _act(self, name: str, pid: int) -> None:
         if pid < 0:
             raise ValueError(f"{name}={pid}: must be a decimal number")
-        self._store(name, pid, str(pid))
+        self._store(name, str(pid))
         if self.files.refuses and name == "merge_pid" and pid not in self.merged_pids():
-            raise self._refused(name, pid, errno.EINVAL)
+            raise self._refused(name, str(pid), errno.EINVAL)
 
-    def _store(self, name: str, value: int, text: str) -> None:
+    def _store(self, name: str, text: str) -> None:
         """Write a text and return when ksmd has taken it."""
         path = self._instance.control / name
         try:
@@ -109,7 +110,7 @@ class RunningKsmd:
                 file.write(f"{text}\n\0".encode())
         except OSError as refusal:
             self._notice_death(refusal)
-            raise self._refused(name, value, refusal.errno) from None
+            raise self._refused(name, text, refusal.errno or errno.EIO) from None
         if not is_mounted:
             self._await_store(name, lambda: _is_taken(path.read_bytes()))
 
@@ -180,10 +181,10 @@ class RunningKsmd:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _refused(self, name: str, value: int, number: int | None) -> KsmError:
-        reason = last_log_line(self._instance)
+    def _refused(self, name: str, text: str, number: int) -> KsmError:
+        reason = last_log_line(self._instance, f"{name}: store of '{text}") or os.strerror(number)
         now = "" if name in self.files.actions else f", it is {self.read(name)}"
-        return KsmError(number, f"{name}={value} refused{now}: {reason}")
+        return KsmError(number, f"{name}={text} refused{now}: {reason}")
 
     def _notice_death(self, error: OSError) -> None:
         if error.errno in _GONE:

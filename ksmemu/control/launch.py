@@ -31,6 +31,7 @@ MODULE = "ksmemu.ksmd"
 
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
+_TAIL_BYTES = 1 << 16
 
 
 def launch(
@@ -106,10 +107,10 @@ def checked(files: Files, name: str, value: int) -> int:
         raise ValueError(f"{name}={value}: {refusal.strerror}") from None
 
 
-def last_log_line(instance: Instance) -> str:
-    """Return the last line of ksmd.log, or nothing."""
+def last_log_line(instance: Instance, about: str = "") -> str:
+    """Return the last line of ksmd.log that has this text in it, or nothing."""
     with contextlib.suppress(OSError), instance.log_file.open("rb") as log:
-        return _last_line(log)
+        return _last_line(log, about)
     return ""
 
 
@@ -147,8 +148,8 @@ def _read_line(pipe: IO[bytes]) -> str | None:
     return line.decode(errors="replace")
 
 
-def _last_line(file: IO[bytes]) -> str:
+def _last_line(file: IO[bytes], about: str = "") -> str:
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 4096))
+    file.seek(max(0, size - _TAIL_BYTES))
     lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return next((line for line in reversed(lines) if about in line), "")
