@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+from ksmemu.control.ksmd import connect
 
 PAGE_SIZE = 4096
 
@@ -52,18 +57,56 @@ def test_a_pipe_gets_plain_lines_of_80_columns():
     assert "all is as it was" in text
 
 
-@pytest.mark.parametrize("lines", [1, 4, 6])
-def test_an_interrupted_demo_leaves_nothing(tmp_path, lines):
-    """Ctrl-C goes to every process of the terminal at once; one of them says so."""
-    demo = subprocess.Popen(
+def test_workers_may_be_late(tmp_path):
+    """A scan does not wait for them: the demo does, before it says what became of their writes."""
+    with start_demo(tmp_path) as demo:
+        lines = iter(demo.stdout.readline, "")
+        assert any("writes to merged pages" in line for line in lines)
+        late = session_of(demo.pid) - {demo.pid}
+        with connect(*tmp_path.glob("*/instance")) as ksmd, stopped(late):
+            ksmd.wait_full_scans(4)
+        text, complaint = demo.communicate(timeout=30)
+    assert (demo.returncode, complaint) == (0, "")
+    before, after = map(int, re.search(r"fell from (\d+) to (\d+)", text).groups())
+    assert after < before
+
+
+def session_of(pid):
+    """Return the processes of a session: those of the demo, but for ksmd."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(path.name)) == pid:
+                found.add(int(path.name))
+    return found
+
+
+@contextlib.contextmanager
+def stopped(pids):
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def start_demo(directory):
+    return subprocess.Popen(
         [sys.executable, "-m", "ksmemu", "demo"],
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(directory)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    with demo:
+
+
+@pytest.mark.parametrize("lines", [1, 4, 6])
+def test_an_interrupted_demo_leaves_nothing(tmp_path, lines):
+    """Ctrl-C goes to every process of the terminal at once; one of them says so."""
+    with start_demo(tmp_path) as demo:
         for _ in range(lines):
             demo.stdout.readline()
         os.killpg(demo.pid, signal.SIGINT)

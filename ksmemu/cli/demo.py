@@ -121,13 +121,15 @@ class _Story:
 
     def write(self) -> None:
         """Write to merged pages: first without ksmd, to see the copies, then let it find them."""
-        before = self._ksmd.read("pages_sharing")
+        before, showing = self._ksmd.read("pages_sharing"), self._pages_showing_frames()
         self._ksmd.write("run", 0)
         written = sum(self._crew.ask("write"))
         copies = (self._measure("written").private - self._merged.private) // PAGE_SIZE
         self.say(f"  {written} writes to merged pages: {copies} private copies, made by the kernel")
         self._ksmd.write("run", 1)
-        self._ksmd.wait_full_scans(3)
+        start = time.monotonic()
+        while self._pages_showing_frames() > showing - written:
+            self._check_deadline(start, "bringing home what was written")
         after = self._ksmd.read("pages_sharing")
         self._measure("rehomed")
         self.say(f"  pages_sharing fell from {before} to {after}; the copies are ordinary pages")
@@ -180,6 +182,9 @@ class _Story:
         if time.monotonic() > start + _DEADLINE_SECONDS:
             raise KsmError(errno.ETIMEDOUT, f"still {what}: {self._ksmd.counters()}")
         time.sleep(0.01)
+
+    def _pages_showing_frames(self) -> int:
+        return self._ksmd.read("pages_shared") + self._ksmd.read("pages_sharing")
 
     def _mergeable_pages(self) -> int:
         """Return how many pages could be saved: equal pages of all workers, less the frames."""
