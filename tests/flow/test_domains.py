@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ksmemu import MADV_MERGEABLE, AddressSpace
 from ksmemu.cli import commands
 from ksmemu.control.reasons import Reason
-from tests.support import crew, domains, explained, procmaps, replay
+from tests.support import books, crew, domains, explained, procmaps, replay
 from tests.support.books import Member
 from tests.support.pages import ZEROS, content
 from tests.support.processes import Worker
@@ -105,6 +105,7 @@ def test_a_process_in_two_domains_has_one_sum_and_is_told_of_both(ksmd, memory):
     for label in ("x", "x", "y"):
         memory(ksmd, label)
     wait_until(lambda: ksmd.read("pages_sharing") == NR_PAGES, what="merging")
+    books.wait_written(ksmd)
     wait_until(lambda: ksmd.read("pages_unshared") == NR_PAGES, what="the others to wait")
     figures = (ksmd.directory / f"proc/{os.getpid()}/ksm_merging_pages").read_text()
     assert int(figures) == 2 * NR_PAGES

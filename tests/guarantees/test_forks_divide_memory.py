@@ -537,5 +537,6 @@ def test_nothing_is_left_of_a_family(ksmd, family):
     for member in (family.parent, family.other):
         member.worker.kill()
     wait_until(lambda: ksmd.read("workers") == 0, what="the end of all")
+    books.wait_written(ksmd)
     assert (ksmd.read("pool_bytes"), ksmd.read("spaces")) == (0, 0)
     assert not [what for what in procmaps.descriptors(ksmd.pid).values() if "memfd:ksmemu" in what]

@@ -43,6 +43,7 @@ def unmerging_leaves_nothing(ksmd, crew_of, unmerge):
     for _ in range(3):
         merge_and_break(ksmd, member)
         unmerge(ksmd, member)
+        books.wait_written(ksmd)
         assert member.call(crew.differing, 0, CONTENTS) == []
         assert ksmd.read("pool_bytes") == 0, "the pool still holds memory"
         assert member.call(crew.own_bytes) == NR_PAGES * PAGE
@@ -72,6 +73,7 @@ def test_closing_leaves_a_process_as_before_its_first_advice(ksmd, crew_of):
         member.call(crew.close_space)
         assert member.call(leftovers.of_worker) == before
         wait_until(lambda: ksmd.read("workers") == 0, what="ksmd to notice")
+        books.wait_written(ksmd)
         assert leftovers.of_ksmd(ksmd) == in_ksmd
         assert ksmd.read("pool_bytes") == 0
 
