@@ -3,10 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from ksmemu.control.figures import figures
+from ksmemu import wire
 from ksmemu.domain_key import Key
-from ksmemu.instance import Instance
-from tests.support import crew, procmaps
+from tests.support import crew, fakes, procmaps
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 
@@ -50,8 +49,14 @@ def _changing(ksmd):
 
 
 def wait_written(ksmd):
-    """Return when all files are as new as the newest: ksmd writes one by one, and answers after the last."""
-    figures(Instance.resolve(ksmd.directory))
+    """Return when all files are as new as the newest: ksmd writes one by one, and answers after the last.
+
+    It has closed its end by then: who counts its descriptors does not see this connection.
+    """
+    with fakes.connect(ksmd.directory) as control:
+        wire.send_control(control, {"figures": wire.VERSION})
+        while control.recv(wire.CONTROL_MAX_BYTES):
+            pass
 
 
 def check(ksmd, members, *, secure=False):
