@@ -99,13 +99,9 @@ def everything_is_zero_without_workers(ksmd, members):
     for member in members:
         member.worker.kill()
     wait_until(lambda: ksmd.read("workers") == 0, what="the end of the workers")
-
-    def are_zero():
-        counters = ksmd.counters()
-        return {counters[name] for name in [*AT_REST, "general_profit"]} == {0}
-
-    wait_until(are_zero, what="frames")
     books.wait_written(ksmd)
+    counters = ksmd.counters()
+    assert {counters[name] for name in [*AT_REST, "general_profit"]} == {0}
     assert ksmd.read("pool_bytes") == ksmd.read("pages_tracked") == 0
 
 

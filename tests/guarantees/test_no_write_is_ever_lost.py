@@ -77,10 +77,10 @@ def test_writes_survive_the_sudden_death_of_ksmd(start_ksmd, seed, show):
 
         def kill(ksmd=ksmd):
             wait_until(lambda: ksmd.read("workers") == 2, what="two racers")
-            wait_until(lambda: ksmd.read("pages_rehomed") > 97, what="a race in full swing")
+            wait_until(lambda: ksmd.read("pages_rehomed") > 997, what="a race in full swing")
             os.kill(ksmd.pid, signal.SIGKILL)
 
-        total += race.hold(ksmd, 3.0, f"{seed}/{number}", meanwhile=kill)["writes"]
+        total += race.hold(ksmd, 13.0, f"{seed}/{number}", meanwhile=kill)["writes"]
     show(f"ksmd killed 3 times, seed {seed}: {total:,} writes, none lost")
 
 

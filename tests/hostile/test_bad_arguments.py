@@ -28,14 +28,10 @@ def _facts():
 
 @contextlib.contextmanager
 def nothing_changes():
-    before, threads = _facts(), _threads()
+    before, threads = _facts(), procmaps.thread_ids("self")
     yield
     assert _facts() == before
-    assert _threads() <= threads  # one of the test before may have been about to end
-
-
-def _threads():
-    return set(os.listdir("/proc/self/task"))
+    assert procmaps.thread_ids("self") <= threads  # one of the test before may have been about to end
 
 
 @contextlib.contextmanager

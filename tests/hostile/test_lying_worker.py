@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import threading
 
 import pytest
 
@@ -11,6 +10,7 @@ from ksmemu.wire import ReportKind
 from tests.support import procmaps
 from tests.support.fakes import PAGE, FakeWorker, connect
 from tests.support.processes import Worker
+from tests.support.waiting import over_and_over
 
 NR_PAGES = 29
 
@@ -30,24 +30,6 @@ def fake(ksmd, honest):
     """Joined, without a space; nobody obeys its orders."""
     with FakeWorker(ksmd.directory) as fake:
         yield fake
-
-
-@contextlib.contextmanager
-def over_and_over(act):
-    """Do something in a thread without a pause while the block runs."""
-    stopping = threading.Event()
-
-    def run():
-        while not stopping.is_set():
-            act()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join()
 
 
 def own_inodes(honest):

@@ -1,14 +1,13 @@
 """Garbage on the order socket of ksmd: that worker is cut off, everybody else goes on."""
 
 import os
-import threading
 
 import pytest
 
 from ksmemu import wire
 from ksmemu.wire import OrderKind, ReportKind
 from tests.support.fakes import PAGE, FakeWorker
-from tests.support.waiting import wait_until
+from tests.support.waiting import over_and_over, wait_until
 
 NR_PAGES = 29
 
@@ -135,20 +134,9 @@ def test_a_worker_that_is_cut_off_with_an_order_under_way_delays_no_scan(ksmd, f
 
 def test_a_worker_that_talks_instead_of_answering_stops_no_scan(ksmd, fake):
     _await_merge(fake)
-    stopping = threading.Event()
-
-    def talk():
-        while not stopping.is_set():
-            fake.report(ReportKind.ADVISED, fake.space)
-
-    talking = threading.Thread(target=talk)
-    talking.start()
-    try:
+    with over_and_over(lambda: fake.report(ReportKind.ADVISED, fake.space)):
         ksmd.wait_full_scans(7, timeout=20)
         ksmd.write("sleep_millisecs", 3)
-    finally:
-        stopping.set()
-        talking.join()
 
 
 def test_a_space_that_is_said_to_be_closed_gives_back_all_it_held(ksmd, fake, honest):

@@ -178,8 +178,12 @@ def inodes(pid):
     return found
 
 
+def thread_ids(pid):
+    return {path.name for path in Path(f"/proc/{pid}/task").iterdir()}
+
+
 def threads(pid):
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    return len(thread_ids(pid))
 
 
 def thread_states(pid):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,6 +16,7 @@ from ksmemu.control.ksmd import Ksmd, connect
 from ksmemu.errors import AlreadyServedError, ForeignInstanceError, KsmError, NotRunningError
 from ksmemu.mm.address_space import MADV_MERGEABLE, AddressSpace
 from tests.support import fakes, procmaps
+from tests.support.waiting import over_and_over
 
 START_AND_WAIT = """
 import sys
@@ -159,28 +157,15 @@ def test_a_refused_store_says_so(ksmd, instance):
         ksmd.write("run", 1)
         ksmd.wait_full_scans(3)
         assert ksmd.read("pages_shared") > 0
-        with unwelcome_clients(instance):  # whatever else is logged at that time
+        with over_and_over(lambda: talk_nonsense(instance)):  # whatever else is logged at that time
             for _ in range(101):
                 with pytest.raises(KsmError, match=r"max_page_sharing=17 refused, it is 256: .*shared"):
                     ksmd.write("max_page_sharing", 17)
         assert ksmd.read("max_page_sharing") == 256
 
 
-@contextlib.contextmanager
-def unwelcome_clients(instance):
-    """Clients that talk nonsense come all the time, and each is worth a line of the log."""
-    stop = threading.Event()
-
-    def come():
-        while not stop.is_set():
-            with fakes.connect(instance.directory) as control:
-                control.send(b"nonsense")
-                assert fakes.is_refused(control)
-
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(come)
-        try:
-            yield
-        finally:
-            stop.set()
-        coming.result()
+def talk_nonsense(instance):
+    """An unwelcome client is worth a line of the log."""
+    with fakes.connect(instance.directory) as control:
+        control.send(b"nonsense")
+        assert fakes.is_refused(control)
