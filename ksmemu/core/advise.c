@@ -30,7 +30,11 @@ int ksmemu_agent_add_space(struct ksmemu_agent *agent, uint32_t id, uintptr_t st
 	if (!space)
 		return -ENOMEM;
 	*space = (struct ksmemu_space){
-		.id = id, .start = start, .size = size, .node = node, .own = own
+		.id = id,
+		.start = start,
+		.size = size,
+		.node = node,
+		.own = ksmemu_object(own),
 	};
 	space->heritage.own = -1;
 	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++)
@@ -273,7 +277,7 @@ int ksmemu_agent_unmap(struct ksmemu_agent *agent, uint32_t id, uintptr_t start,
 	 * SAFE: the application gave these bytes up, and nothing maps them any more. Inside an unsealed object
 	 * this cannot fail.
 	 */
-	(void)ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
+	(void)ksmemu_punch(space->own.file, ksmemu_offset(space, start), end - start);
 	report(agent, space, KSMEMU_UNMAPPED, start, end, 0);
 	return 0;
 }

@@ -34,8 +34,8 @@ void ksmemu_agent_init_lock(struct ksmemu_agent *agent)
 
 void ksmemu_agent_close(struct ksmemu_agent *agent)
 {
-	int *fds[] = { &agent->control, &agent->order,	&agent->pool, &agent->pagemap,
-		       &agent->track,	&agent->freeze, &agent->stop, &agent->maps };
+	int *fds[] = { &agent->control, &agent->order,	&agent->pool.file, &agent->pagemap,
+		       &agent->track,	&agent->freeze, &agent->stop,	   &agent->maps };
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
 		if (*fds[i] >= 0)
@@ -97,7 +97,7 @@ int ksmemu_agent_set_up(struct ksmemu_agent *agent)
 	agent->maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	if (agent->maps < 0)
 		return -errno;
-	frames = mmap(NULL, agent->pool_bytes, PROT_READ, MAP_SHARED, agent->pool, 0);
+	frames = mmap(NULL, agent->pool_bytes, PROT_READ, MAP_SHARED, agent->pool.file, 0);
 	if (frames == MAP_FAILED)
 		return -errno;
 	madvise(frames, agent->pool_bytes, MADV_DONTFORK);
@@ -139,7 +139,7 @@ static struct ksmemu_agent *new_agent(const struct ksmemu_descriptors *fds,
 	agent->terms.directory = directory;
 	agent->control = fds->control;
 	agent->order = fds->order;
-	agent->pool = fds->pool;
+	agent->pool = ksmemu_object(fds->pool);
 	agent->holder = fds->holder;
 	agent->child.file = -1;
 	agent->pagemap = fds->pagemap;
@@ -243,7 +243,7 @@ int ksmemu_agent_own(struct ksmemu_agent *agent, uint32_t id)
 	space = ksmemu_space_find(agent, id);
 	if (!space)
 		return -ENOENT;
-	fd = fcntl(space->own, F_DUPFD_CLOEXEC, 0);
+	fd = fcntl(space->own.file, F_DUPFD_CLOEXEC, 0);
 	return fd < 0 ? -errno : fd;
 }
 

@@ -71,6 +71,13 @@ struct ksmemu_note {
 /* Most objects whose pages one space shows besides its own: before another fork all of them come home. */
 #define KSMEMU_MAX_ANCESTORS 16u
 
+/* An open object, and what mappings call it: asked once, as each freeze looks what is mapped. */
+struct ksmemu_object {
+	int file;
+	dev_t device;
+	ino_t inode;
+};
+
 /*
  * An open file by which ksmd knows that a process may map an object: it carries a lock on the byte that is its
  * name, and lives as long as the process does.
@@ -104,7 +111,7 @@ struct ksmemu_space {
 	uintptr_t start;
 	size_t size;
 	uint32_t node;
-	int own; /* the own object; page n of the space is page n of the object */
+	struct ksmemu_object own; /* page n of the space is page n of the object */
 	size_t nr_advised;
 	struct ksmemu_range *advised; /* mergeable addresses: ascending, apart from each other */
 	size_t nr_protections;
@@ -142,7 +149,7 @@ struct ksmemu_agent {
 	int stop;   /* eventfd: readable when the thread is to end */
 	int control;
 	int order;		     /* order socket */
-	int pool;		     /* read-only, to map */
+	struct ksmemu_object pool;   /* read-only, to map */
 	struct ksmemu_holder holder; /* of the pool; read-only */
 	struct ksmemu_holder child;  /* the same for a child, during a fork */
 	int pagemap;		     /* /proc/self/pagemap */
@@ -462,10 +469,13 @@ bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space 
 		    uintptr_t start, uintptr_t end);
 
 /** ksmemu_status() - what the kernel says of an open object: cannot fail, its file system asks nobody */
-struct stat ksmemu_status(int object);
+struct stat ksmemu_status(int file);
 
-/** ksmemu_is_of() - whether a mapping shows the object with this descriptor */
-bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object);
+/** ksmemu_object() - which object a descriptor, or -1, stands for */
+struct ksmemu_object ksmemu_object(int file);
+
+/** ksmemu_is_of() - whether a mapping shows the object */
+bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_object *object);
 
 /** ksmemu_ancestor_of() - which ancestor a mapping shows, counted from 1; 0: none */
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping);

@@ -43,7 +43,7 @@ static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		return error;
 	while (!error && (error = ksmemu_walk_next(&walk, space->start, space->start + space->size,
 						   &found)) > 0)
-		error = ksmemu_is_of(&found, space->own) ? act(agent, space, &found, new) : 0;
+		error = ksmemu_is_of(&found, &space->own) ? act(agent, space, &found, new) : 0;
 	ksmemu_walk_end(&walk);
 	return error;
 }
@@ -74,7 +74,8 @@ static int show(struct ksmemu_space *space, uintptr_t start, uintptr_t end, int 
 		if (new < 0) {
 			error = ksmemu_space_inherit(space, start, stop, true);
 			if (!error)
-				error = ksmemu_map_ancestor(start, stop - start, prot, space->own,
+				error = ksmemu_map_ancestor(start, stop - start, prot,
+							    space->own.file,
 							    ksmemu_offset(space, start));
 			continue;
 		}
@@ -121,7 +122,7 @@ static int divide(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	while (at < end && !error) {
 		off_t data = at, stop;
 
-		error = next_data(space->own, &data, &stop, end);
+		error = next_data(space->own.file, &data, &stop, end);
 		if (error)
 			break;
 		/* Without room for a mapping more the hole goes with the data: it shows zeros, too. */
@@ -262,10 +263,9 @@ static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, in
  */
 static int become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
-	struct stat status = ksmemu_status(space->own);
 	struct ksmemu_ancestor ancestor = { .holder = { .file = -1 },
-					    .device = status.st_dev,
-					    .inode = status.st_ino };
+					    .device = space->own.device,
+					    .inode = space->own.inode };
 	int own = -1, reader = -1;
 	uint32_t number = 0;
 	int error = free_number(agent, space, &number);
@@ -273,7 +273,7 @@ static int become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *spac
 	if (!error)
 		error = new_own(space, &own, &reader);
 	if (!error)
-		error = ksmemu_holder_open(space->own, O_RDWR, &ancestor.holder);
+		error = ksmemu_holder_open(space->own.file, O_RDWR, &ancestor.holder);
 	if (!error)
 		error = divide_all(agent, space, own);
 	if (error && !space->is_torn) {
@@ -285,8 +285,8 @@ static int become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *spac
 	} else {
 		space->is_torn = error != 0;
 		space->ancestors[number - 1] = ancestor;
-		close(space->own);
-		space->own = own;
+		close(space->own.file);
+		space->own = ksmemu_object(own);
 		tell_of_fork(agent, space, number, reader);
 		close(reader);
 	}
@@ -341,7 +341,7 @@ static void prepare(struct ksmemu_agent *agent, struct ksmemu_space *space)
 		error = inherit_mappings(space, true);
 	if (!error && space->is_torn)
 		error = mend(agent, space);
-	if (!error && ksmemu_status(space->own).st_blocks > 0)
+	if (!error && ksmemu_status(space->own.file).st_blocks > 0)
 		error = become_ancestor(agent, space);
 	if (!error)
 		error = make_heritage(space);
@@ -362,7 +362,7 @@ static void before_fork(void)
 	for (struct ksmemu_agent *agent = ksmemu_agents; agent; agent = agent->next) {
 		pthread_mutex_lock(&agent->lock);
 		agent->child.file = -1;
-		(void)ksmemu_holder_open(agent->pool, O_RDONLY, &agent->child);
+		(void)ksmemu_holder_open(agent->pool.file, O_RDONLY, &agent->child);
 		for (struct ksmemu_space *space = agent->spaces; space; space = space->next)
 			prepare(agent, space);
 	}
@@ -399,8 +399,8 @@ static int inherit_space(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
 	int error = each_own(agent, space, show_own, space->heritage.own);
 
-	close(space->own);
-	space->own = space->heritage.own;
+	close(space->own.file);
+	space->own = ksmemu_object(space->heritage.own);
 	space->heritage.own = -1;
 	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++) {
 		ksmemu_holder_close(&space->ancestors[i].holder);
@@ -442,9 +442,10 @@ static void inherit_spaces(struct ksmemu_agent *agent)
 static void inherit(struct ksmemu_agent *agent)
 {
 	struct ksmemu_holder child = agent->child;
-	int pool = agent->pool, error = 0;
+	struct ksmemu_object pool = agent->pool;
+	int error = 0;
 
-	agent->pool = agent->child.file = -1;
+	agent->pool.file = agent->child.file = -1;
 	ksmemu_agent_close(agent);
 	agent->pool = pool;
 	agent->holder = child;

@@ -84,19 +84,24 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 	return got;
 }
 
-struct stat ksmemu_status(int object)
+struct stat ksmemu_status(int file)
 {
 	struct stat status = { .st_ino = 0 };
 
-	(void)fstat(object, &status);
+	(void)fstat(file, &status);
 	return status;
 }
 
-bool ksmemu_is_of(const struct ksmemu_mapping *mapping, int object)
+struct ksmemu_object ksmemu_object(int file)
 {
-	struct stat status = ksmemu_status(object);
+	struct stat status = ksmemu_status(file);
 
-	return mapping->inode == status.st_ino && mapping->device == status.st_dev;
+	return (struct ksmemu_object){ file, status.st_dev, status.st_ino };
+}
+
+bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_object *object)
+{
+	return mapping->inode == object->inode && mapping->device == object->device;
 }
 
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping)
@@ -124,8 +129,8 @@ bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space 
 			.device = makedev(query.dev_major, query.dev_minor),
 			.inode = query.inode,
 		};
-		if (found.inode && !ksmemu_is_of(&found, space->own) &&
-		    !ksmemu_is_of(&found, agent->pool) && !ksmemu_ancestor_of(space, &found))
+		if (found.inode && !ksmemu_is_of(&found, &space->own) &&
+		    !ksmemu_is_of(&found, &agent->pool) && !ksmemu_ancestor_of(space, &found))
 			return false;
 		start = query.vma_end;
 	}

@@ -128,7 +128,7 @@ static int remap(const struct ksmemu_agent *agent, uintptr_t start, size_t size,
 	if (frame == KSMEMU_FRAME_ZERO)
 		return ksmemu_map_zero(start, size, prot);
 	return (agent->terms.secure ? ksmemu_map_frames_evenly : ksmemu_map_frames)(
-		start, size, prot, agent->pool, (off_t)(frame << KSMEMU_PAGE_SHIFT));
+		start, size, prot, agent->pool.file, (off_t)(frame << KSMEMU_PAGE_SHIFT));
 }
 
 /*
@@ -315,7 +315,8 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		 * fail; if it did, memory would be held twice and nothing lost.
 		 */
 		if (to > from)
-			(void)ksmemu_punch(space->own, (off_t)((first + from) << KSMEMU_PAGE_SHIFT),
+			(void)ksmemu_punch(space->own.file,
+					   (off_t)((first + from) << KSMEMU_PAGE_SHIFT),
 					   (to - from) << KSMEMU_PAGE_SHIFT);
 		from = to;
 	}

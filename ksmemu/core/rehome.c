@@ -35,15 +35,16 @@ static ssize_t copy_by_force(const struct ksmemu_space *space, uintptr_t start, 
 	size_t size = end - start < sizeof(bytes) ? end - start : sizeof(bytes);
 	ssize_t got = ksmemu_read_by_force(start, bytes, size);
 
-	return got <= 0 ? got : pwrite(space->own, bytes, (size_t)got, ksmemu_offset(space, start));
+	return got <= 0 ? got
+			: pwrite(space->own.file, bytes, (size_t)got, ksmemu_offset(space, start));
 }
 
 static int copy_home(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
 {
 	if (ksmemu_is_broken("copy"))
-		return ftruncate(space->own, (off_t)space->size) < 0 ? -errno : 0;
+		return ftruncate(space->own.file, (off_t)space->size) < 0 ? -errno : 0;
 	while (start < end) {
-		ssize_t done = pwrite(space->own, (const void *)start, end - start,
+		ssize_t done = pwrite(space->own.file, (const void *)start, end - start,
 				      ksmemu_offset(space, start));
 
 		if (done < 0 && errno == EFAULT)
@@ -59,7 +60,7 @@ static int copy_home(const struct ksmemu_space *space, uintptr_t start, uintptr_
 
 static bool is_hole(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
 {
-	off_t data = lseek(space->own, ksmemu_offset(space, start), SEEK_DATA);
+	off_t data = lseek(space->own.file, ksmemu_offset(space, start), SEEK_DATA);
 
 	return data < 0 ? errno == ENXIO : data >= ksmemu_offset(space, end);
 }
@@ -88,12 +89,13 @@ int ksmemu_rehome(struct ksmemu_agent *agent, struct ksmemu_space *space, uintpt
 		error = copy_home(space, start, end);
 	}
 	if (!error)
-		error = ksmemu_map_own(start, size, prot, space->own, ksmemu_offset(space, start));
+		error = ksmemu_map_own(start, size, prot, space->own.file,
+				       ksmemu_offset(space, start));
 	if (error) { /* thaw: as it was */
 		if (is_frozen)
 			ksmemu_unfreeze(agent, start, size);
 		if (was_hole)
-			(void)ksmemu_punch(space->own, ksmemu_offset(space, start), size);
+			(void)ksmemu_punch(space->own.file, ksmemu_offset(space, start), size);
 	} else {
 		(void)ksmemu_space_inherit(space, start, end, false);
 		/* An unarmed page is named by every harvest: late to merge again, never lost. */
@@ -158,7 +160,7 @@ static int arm_data(const struct ksmemu_agent *agent, const struct ksmemu_space 
 	while (!error && agent->track >= 0 && at < end - space->start) {
 		size_t nr;
 
-		error = ksmemu_data_extents(space->own, &at, end - space->start, found, RANGES,
+		error = ksmemu_data_extents(space->own.file, &at, end - space->start, found, RANGES,
 					    &nr);
 		for (size_t i = 0; !error && i < nr; i++)
 			error = ksmemu_uffd_protect(agent->track, space->start + found[i].start,
@@ -185,11 +187,11 @@ static int adopt_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	if (!error)
 		error = each_private(agent, space, start, end, false);
 	if (!error)
-		error = ksmemu_map_own(start, end - start, prot, space->own,
+		error = ksmemu_map_own(start, end - start, prot, space->own.file,
 				       ksmemu_offset(space, start));
 	if (error) {
 		ksmemu_unfreeze(agent, start, end - start);
-		(void)ksmemu_punch(space->own, ksmemu_offset(space, start), end - start);
+		(void)ksmemu_punch(space->own.file, ksmemu_offset(space, start), end - start);
 	} else {
 		*ret_done = end;
 		error = arm_data(agent, space, start, end);

@@ -202,7 +202,7 @@ static int register_space(struct ksmemu_agent *agent, const struct ksmemu_space 
 	char path[64], text[MESSAGE_BYTES];
 	int error;
 
-	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", space->own);
+	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", space->own.file);
 	AUTO_CLOSE int own = open(path, O_RDONLY | O_CLOEXEC);
 	if (own < 0)
 		return -errno;
@@ -285,7 +285,7 @@ int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *sp
 			tell(agent, space, kind, found.start, found.end, ancestor, &nr);
 		else if (kind == KSMEMU_MAPPED && !found.inode)
 			tell_zeros(agent, space, &found, &nr);
-		else if (kind == KSMEMU_MAPPED && ksmemu_is_of(&found, agent->pool))
+		else if (kind == KSMEMU_MAPPED && ksmemu_is_of(&found, &agent->pool))
 			tell(agent, space, kind, found.start, found.end,
 			     (uint32_t)(found.offset >> KSMEMU_PAGE_SHIFT), &nr);
 	}
@@ -330,7 +330,7 @@ static int leave_pool(struct ksmemu_agent *agent)
 			break;
 		while (!error && (error = ksmemu_walk_next(&walk, space->start,
 							   space->start + space->size, &found)) > 0)
-			error = ksmemu_is_of(&found, agent->pool)
+			error = ksmemu_is_of(&found, &agent->pool)
 					? ksmemu_rehome_all(agent, space, found.start, found.end)
 					: 0;
 		ksmemu_walk_end(&walk);
@@ -357,11 +357,11 @@ static int take_pool(struct ksmemu_agent *agent, struct answer *answer)
 		return -errno;
 	(void)madvise(frames, bytes, MADV_DONTFORK);
 	munmap((void *)(uintptr_t)agent->frames, agent->pool_bytes);
-	close(agent->pool);
+	close(agent->pool.file);
 	ksmemu_holder_close(&agent->holder);
 	agent->frames = frames;
 	agent->pool_bytes = bytes;
-	agent->pool = answer->fds[0];
+	agent->pool = ksmemu_object(answer->fds[0]);
 	agent->holder = (struct ksmemu_holder){ answer->fds[1], name };
 	answer->nr_fds = 0;
 	return 0;

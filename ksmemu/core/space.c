@@ -134,7 +134,7 @@ bool ksmemu_space_is_inherited(const struct ksmemu_space *space, uintptr_t addre
 
 void ksmemu_space_drop(struct ksmemu_space *space)
 {
-	close(space->own);
+	close(space->own.file);
 	for (size_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++)
 		ksmemu_holder_close(&space->ancestors[i].holder);
 	free(space->advised);

@@ -29,7 +29,7 @@ _UNREACHED = {
     "if (space->heritage.is_mapped && ksmemu_unreserve(": "who aborts there saves no counts",
     "return got < 0 ? -errno : 0;": "the end of the file is not met: x86 has [vsyscall] behind all memory",
     'if (sscanf(line, "%lx-%lx %*s %lx %x:%x %lu",': "no kernel says it otherwise",
-    "return mapping->inode == status.st_ino &&": _TWO_OF_A_NUMBER,
+    "return mapping->inode == object->inode &&": _TWO_OF_A_NUMBER,
     "ancestor->device == mapping->device)": _TWO_OF_A_NUMBER,
     "struct cmsghdr *head = CMSG_FIRSTHDR(&message);": "there is room for one",
     "if (head && head->cmsg_level == SOL_SOCKET &&": "no other kind comes unasked",
