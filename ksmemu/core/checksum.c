@@ -1,8 +1,8 @@
 /*
  * Step 2: fingerprints of many pages a call.
  *
- * XXH3, 64 bits, inline from the system's headers. A fingerprint is a claim: only verify, under freeze,
- * makes two pages equal.
+ * XXH3, 64 bits, from the system's library, which takes the widest vectors that the processor has; where it
+ * does not, inline from its headers. A fingerprint is a claim: only verify, under freeze, makes two pages equal.
  */
 #include <errno.h>
 #include <string.h>
@@ -12,8 +12,12 @@
 #if !__has_include(<xxhash.h>)
 #error "xxhash.h is missing: install libxxhash-dev (Debian) or xxhash-devel"
 #endif
+#if __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>
+#else
 #define XXH_INLINE_ALL
 #include <xxhash.h>
+#endif
 
 #include "core.h"
 

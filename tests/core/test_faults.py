@@ -480,11 +480,14 @@ def _ask_the_agent(_):
 
 
 def test_every_call_that_can_fail_is_made_to():
-    """What the core wants of the C library is wrapped, or cannot fail, or what follows does not ask."""
+    """What the core wants of the C library is wrapped, or cannot fail, or what follows does not ask.
+
+    XXH3 only computes; it is in the core itself where the system's library does not look what the CPU has.
+    """
     product = next((cores.ROOT / "ksmemu").glob("_core.*.so"))
     asked = subprocess.run(["nm", "-u", product], capture_output=True, text=True, check=True)
     wanted = {re.sub("@.*", "", line.split()[-1]) for line in asked.stdout.splitlines()}
-    ours = {name for name in wanted if not name.startswith(("_", "Py"))}
+    ours = {name for name in wanted if not name.startswith(("_", "Py", "XXH"))}
     assert ours - set(cores.WRAPPED) == CANNOT_FAIL
 
 

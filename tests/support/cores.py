@@ -36,7 +36,7 @@ def build(name, *sources, flags=("-O2",)):
         built.parent.mkdir(parents=True, exist_ok=True)
         part = built.with_suffix(f".{os.getpid()}")
         command = [*_COMMAND, *flags, f"-I{CORE}", f"-I{sysconfig.get_paths()['include']}", "-o", part]
-        subprocess.run([*map(os.fspath, [*command, *sources])], check=True, cwd=built.parent)
+        subprocess.run([*map(os.fspath, [*command, *sources]), "-lxxhash"], check=True, cwd=built.parent)
         part.rename(built)
     return built
 
