@@ -77,7 +77,13 @@ class MmSlot:
         return np.where((starts[at] <= pages) & (pages < ends[at]), nodes[at], self.node)
 
     def has_unseen_data(self) -> bool:
-        """Whether the own object holds other than at the last discovery, and by the books since."""
+        """Whether there may be pages that hold data and are not tracked.
+
+        Not where all are tracked, nor while the own object holds what it did at the last discovery, and by
+        the books since; with orders under way the books do not know yet what it holds.
+        """
+        if self.rmap.nr_tracked == self.nr_pages:
+            return False
         return bool(self.ancestors) or self._held() - self.rmap.nr_own != self.known_surplus
 
     def _held(self) -> int:
