@@ -205,7 +205,7 @@ class Screen(App[None]):
                 table.add_row(*texts, key=key)
                 continue
             for column, text in zip(_COLUMNS, texts, strict=True):
-                table.update_cell(key, column, text)
+                table.update_cell(key, column, text, update_width=True)
         if (key := _key(self._place)) in rows:
             table.move_cursor(row=table.get_row_index(key))
 

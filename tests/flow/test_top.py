@@ -162,6 +162,20 @@ def test_workers_come_and_go(pair):
     on_screen(ksmd, story)
 
 
+def test_a_column_grows_with_its_figures(ksmd):
+    async def story(screen, pilot):
+        worker.call(crew.put, 0, range(1, 12))
+        await look_again(screen, pilot)
+        (row,) = rows_of(screen)
+        assert "44.0 KiB" in row
+        assert any(line.split() == " ".join(row).split() for line in shown(screen))
+
+    with Worker(ksmd.directory) as worker:
+        worker.call(crew.open_space, NR_PAGES)
+        worker.call(crew.put, 0, [1])
+        on_screen(ksmd, story)
+
+
 def test_nobody_is_there_and_then_ksmd_has_gone(ksmd):
     async def story(screen, pilot):
         assert "no address space" in map_of(screen)
