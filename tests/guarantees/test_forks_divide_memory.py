@@ -24,6 +24,8 @@ NR_PAGES, NR_SHARED = 101, 61
 FAST = {"run": 1, "pages_to_scan": 1_000_003, "sleep_millisecs": 1, "smart_scan": 0}
 MAX_ANCESTORS = 16
 """Source: KSMEMU_MAX_ANCESTORS."""
+OWN = 1
+"""The own object of a space that has been forked is a memfd, as its ancestors are."""
 
 
 def contents(seed, zeros=7):
@@ -283,13 +285,30 @@ def test_one_parent_of_many_children_keeps_no_more_than_it_needs(ksmd, family):
         assert family.end(child) == 0
         ksmd.wait_full_scans(2)
     assert_holds(family.parent, model)
-    assert len(family.parent.call(_ancestor_files)) <= MAX_ANCESTORS
+    assert family.parent.call(_nr_memfds) <= OWN + MAX_ANCESTORS
     books.wait_at_rest(ksmd)
     books.check(ksmd, family.members())
 
 
-def _ancestor_files(state):
-    return [what for what in procmaps.descriptors(os.getpid()).values() if "memfd:ksmemu" in what]
+def test_where_no_ancestor_more_can_be_kept_all_come_home(ksmd, family):
+    """Each child is gone before a scan: nobody has what the ancestors show, so nothing of it can merge."""
+    seen = []
+    for round_ in range(MAX_ANCESTORS + 3):
+        ksmd.write("run", 0)
+        assert family.end(family.fork()) == 0
+        rewrite(family.parent, round_, [60_000 + round_])
+        wait_until(lambda: ksmd.read("workers") == 2, what="the end of the child")
+        ksmd.write("run", 1)
+        books.wait_at_rest(ksmd)
+        seen.append(family.parent.call(_nr_memfds))
+    assert max(seen) == OWN + MAX_ANCESTORS
+    assert seen[-1] < OWN + 5
+    assert_holds(family.parent, [*range(60_000, 60_000 + len(seen)), *contents(1)[len(seen) :]])
+    books.check(ksmd, family.members())
+
+
+def _nr_memfds(state):
+    return sum("memfd:ksmemu" in what for what in procmaps.descriptors(os.getpid()).values())
 
 
 @pytest.mark.parametrize("how", ["exits", "is killed", "runs another program"])
@@ -536,7 +555,7 @@ def test_nothing_is_left_of_a_family(ksmd, family):
     family.parent.call(crew.advise, 0, NR_PAGES, ksmemu.MADV_UNMERGEABLE)
     assert family.parent.call(leftovers.of_worker)["mappings of the space"] <= 2
     family.parent.call(crew.close_space)
-    assert family.parent.call(_ancestor_files) == []
+    assert family.parent.call(_nr_memfds) == 0
     for member in (family.parent, family.other):
         member.worker.kill()
     wait_until(lambda: ksmd.read("workers") == 0, what="the end of all")
