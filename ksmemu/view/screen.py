@@ -141,7 +141,7 @@ class Screen(App[None]):
         """Begin to look."""
         table = self.query_one(DataTable)
         for name in _COLUMNS:
-            table.add_column(name, key=name)
+            table.add_column(_cell(name, name), key=name)
         self.set_interval(self._interval, self._tick)
         self.look()
 
@@ -280,10 +280,12 @@ def _row(worker: WorkerFigures) -> list[Text]:
         size(sum(looks[Look.OWN :]) * PAGE_SIZE),
         *(short(looks[look]) for look in (Look.MERGED, Look.ZERO, Look.OWN, Look.VOLATILE)),
     )
-    return [
-        Text(text, justify="left" if name in ("NAME", "DOMAIN") else "right")
-        for name, text in zip(_COLUMNS, texts, strict=True)
-    ]
+    return [_cell(name, text) for name, text in zip(_COLUMNS, texts, strict=True)]
+
+
+def _cell(column: str, text: str) -> Text:
+    """Return what a column says, its name or a figure, on the side where its figures are."""
+    return Text(text, justify="left" if column in ("NAME", "DOMAIN") else "right")
 
 
 def _legend(space: PageMap | None, width: int) -> Text:

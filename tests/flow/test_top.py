@@ -168,7 +168,9 @@ def test_a_column_grows_with_its_figures(ksmd):
         await look_again(screen, pilot)
         (row,) = rows_of(screen)
         assert "44.0 KiB" in row
-        assert any(line.split() == " ".join(row).split() for line in shown(screen))
+        head, line = (line for line in shown(screen) if "DATA" in line or "44.0 KiB" in line)
+        assert line.split() == " ".join(row).split()
+        assert head.index("DATA") + len("DATA") == line.index("44.0 KiB") + len("44.0 KiB")
 
     with Worker(ksmd.directory) as worker:
         worker.call(crew.open_space, NR_PAGES)
