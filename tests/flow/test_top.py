@@ -165,6 +165,7 @@ def test_workers_come_and_go(pair):
 def test_a_column_grows_with_its_figures(ksmd):
     async def story(screen, pilot):
         worker.call(crew.put, 0, range(1, 12))
+        ksmd.wait_full_scans(2)
         await look_again(screen, pilot)
         (row,) = rows_of(screen)
         assert "44.0 KiB" in row

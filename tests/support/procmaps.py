@@ -187,9 +187,15 @@ def threads(pid):
 
 
 def thread_states(pid):
-    """Return the state letter of each thread, as ps shows it."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+    """Return the state letter of each thread, as ps shows it; X where it has gone while it was asked."""
+    return [_state(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _state(stat):
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def waits_in(thread):
