@@ -67,6 +67,21 @@ def a_frame_outlives_a_rehoming_that_is_late(ksmd, members):
     assert keeper.call(crew.differing, NR_BROKEN, CONTENTS[NR_BROKEN:]) == []
 
 
+def test_it_is_no_rest_while_pages_are_on_their_way_home(start_ksmd, two_merged):
+    """A recount would find other than the books, and no counter tells: those who recount have to wait."""
+    ksmd = start_ksmd(**FAST)
+    keeper, _ = members = two_merged(ksmd)
+    keeper.call(crew.put_byte, 0, NR_BROKEN, 1777, 0)
+    stop(keeper.worker.pid)
+    ksmd.write("run", 1)
+    wait_until(lambda: ksmd.read("pages_broken") >= NR_BROKEN, what="finding the copies")
+    ksmd.wait_full_scans(3)
+    assert not books.is_at_rest(ksmd)
+    os.kill(keeper.worker.pid, signal.SIGCONT)
+    books.wait_at_rest(ksmd)
+    books.check(ksmd, members)
+
+
 SCENARIOS = [a_discarded_copy_shows_the_frame_again, a_frame_outlives_a_rehoming_that_is_late]
 
 

@@ -4,7 +4,10 @@ import os
 from dataclasses import dataclass
 
 from ksmemu import wire
+from ksmemu.control.figures import figures
+from ksmemu.control.look import Look
 from ksmemu.domain_key import Key
+from ksmemu.instance import Instance
 from tests.support import crew, fakes, procmaps
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
@@ -32,15 +35,25 @@ def recount(members):
 
 
 def wait_at_rest(ksmd):
-    """Return when several scans have changed no counter: nothing is volatile, no order is under way."""
+    """Return when several scans have changed no counter, and no order is under way."""
     ksmd.wait_full_scans(3)
+    wait_until(lambda: is_at_rest(ksmd), what="rest")
 
-    def is_at_rest():
-        before = _changing(ksmd)
-        ksmd.wait_full_scans(2)
-        return before == _changing(ksmd) and ksmd.read("pages_volatile") == 0
 
-    wait_until(is_at_rest, what="rest")
+def is_at_rest(ksmd):
+    """Whether two scans change no counter, nothing is volatile, and nothing on its way home.
+
+    A scan does not wait for a worker that is late, so that counters may stand still meanwhile.
+    """
+    before = _changing(ksmd)
+    ksmd.wait_full_scans(2)
+    is_still = before == _changing(ksmd) and ksmd.read("pages_volatile") == 0
+    return is_still and not _nr_on_the_way_home(ksmd)
+
+
+def _nr_on_the_way_home(ksmd):
+    workers = figures(Instance.resolve(ksmd.directory))["workers"]
+    return sum(space["looks"][Look.BROKEN] for worker in workers for space in worker["spaces"])
 
 
 def _changing(ksmd):
