@@ -71,11 +71,16 @@ struct ksmemu_note {
 /* Most objects whose pages one space shows besides its own: before another fork all of them come home. */
 #define KSMEMU_MAX_ANCESTORS 16u
 
-/* An open object, and what mappings call it: asked once, as each freeze looks what is mapped. */
+/* What the kernel calls an object, whoever opens or maps it. */
+struct ksmemu_inode {
+	dev_t device;
+	ino_t number; /* 0: of none */
+};
+
+/* An open object, and its inode: asked once, as each freeze looks what is mapped. */
 struct ksmemu_object {
 	int file;
-	dev_t device;
-	ino_t inode;
+	struct ksmemu_inode inode;
 };
 
 /*
@@ -93,8 +98,7 @@ struct ksmemu_holder {
  */
 struct ksmemu_ancestor {
 	struct ksmemu_holder holder;
-	dev_t device;
-	ino_t inode;
+	struct ksmemu_inode inode;
 };
 
 /* What a child takes in the place of what its parent has; own is -1 where it does not inherit the space. */
@@ -435,8 +439,7 @@ struct ksmemu_mapping {
 	uintptr_t start;
 	uintptr_t end;
 	off_t offset;
-	dev_t device;
-	ino_t inode; /* 0: anonymous */
+	struct ksmemu_inode inode; /* of none: anonymous */
 };
 
 /* A walk through /proc/self/maps that allocates nothing. */
@@ -474,8 +477,8 @@ struct stat ksmemu_status(int file);
 /** ksmemu_object() - which object a descriptor, or -1, stands for */
 struct ksmemu_object ksmemu_object(int file);
 
-/** ksmemu_is_of() - whether a mapping shows the object */
-bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_object *object);
+/** ksmemu_is_of() - whether a mapping shows the object of that inode */
+bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_inode *inode);
 
 /** ksmemu_ancestor_of() - which ancestor a mapping shows, counted from 1; 0: none */
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping);

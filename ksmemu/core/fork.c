@@ -35,6 +35,7 @@ static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			       const struct ksmemu_mapping *mapping, int new),
 		    int new)
 {
+	const struct ksmemu_inode *own = &space->own.inode;
 	struct ksmemu_mapping found;
 	struct ksmemu_walk walk;
 	int error = ksmemu_walk_begin(&walk);
@@ -43,7 +44,7 @@ static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		return error;
 	while (!error && (error = ksmemu_walk_next(&walk, space->start, space->start + space->size,
 						   &found)) > 0)
-		error = ksmemu_is_of(&found, &space->own) ? act(agent, space, &found, new) : 0;
+		error = ksmemu_is_of(&found, own) ? act(agent, space, &found, new) : 0;
 	ksmemu_walk_end(&walk);
 	return error;
 }
@@ -263,9 +264,7 @@ static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, in
  */
 static int become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
-	struct ksmemu_ancestor ancestor = { .holder = { .file = -1 },
-					    .device = space->own.device,
-					    .inode = space->own.inode };
+	struct ksmemu_ancestor ancestor = { .holder = { .file = -1 }, .inode = space->own.inode };
 	int own = -1, reader = -1;
 	uint32_t number = 0;
 	int error = free_number(agent, space, &number);

@@ -76,8 +76,7 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 			.start = low > start ? low : start,
 			.end = high < end ? high : end,
 			.offset = (off_t)(low > start ? offset : offset + (start - low)),
-			.device = makedev(major, minor),
-			.inode = inode,
+			.inode = { makedev(major, minor), inode },
 		};
 		return 1;
 	}
@@ -96,12 +95,12 @@ struct ksmemu_object ksmemu_object(int file)
 {
 	struct stat status = ksmemu_status(file);
 
-	return (struct ksmemu_object){ file, status.st_dev, status.st_ino };
+	return (struct ksmemu_object){ file, { status.st_dev, status.st_ino } };
 }
 
-bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_object *object)
+bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_inode *inode)
 {
-	return mapping->inode == object->inode && mapping->device == object->device;
+	return mapping->inode.number == inode->number && mapping->inode.device == inode->device;
 }
 
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping)
@@ -109,8 +108,7 @@ uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmem
 	for (uint32_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++) {
 		const struct ksmemu_ancestor *ancestor = &space->ancestors[i];
 
-		if (ancestor->holder.file >= 0 && ancestor->inode == mapping->inode &&
-		    ancestor->device == mapping->device)
+		if (ancestor->holder.file >= 0 && ksmemu_is_of(mapping, &ancestor->inode))
 			return i + 1;
 	}
 	return 0;
@@ -126,11 +124,10 @@ bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space 
 		if (ioctl(agent->maps, PROCMAP_QUERY, &query) < 0)
 			return errno != ENOENT;
 		found = (struct ksmemu_mapping){
-			.device = makedev(query.dev_major, query.dev_minor),
-			.inode = query.inode,
+			.inode = { makedev(query.dev_major, query.dev_minor), query.inode },
 		};
-		if (found.inode && !ksmemu_is_of(&found, &space->own) &&
-		    !ksmemu_is_of(&found, &agent->pool) && !ksmemu_ancestor_of(space, &found))
+		if (found.inode.number && !ksmemu_is_of(&found, &space->own.inode) &&
+		    !ksmemu_is_of(&found, &agent->pool.inode) && !ksmemu_ancestor_of(space, &found))
 			return false;
 		start = query.vma_end;
 	}

@@ -283,9 +283,9 @@ int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *sp
 
 		if (kind == KSMEMU_INHERITED && ancestor)
 			tell(agent, space, kind, found.start, found.end, ancestor, &nr);
-		else if (kind == KSMEMU_MAPPED && !found.inode)
+		else if (kind == KSMEMU_MAPPED && !found.inode.number)
 			tell_zeros(agent, space, &found, &nr);
-		else if (kind == KSMEMU_MAPPED && ksmemu_is_of(&found, &agent->pool))
+		else if (kind == KSMEMU_MAPPED && ksmemu_is_of(&found, &agent->pool.inode))
 			tell(agent, space, kind, found.start, found.end,
 			     (uint32_t)(found.offset >> KSMEMU_PAGE_SHIFT), &nr);
 	}
@@ -330,7 +330,7 @@ static int leave_pool(struct ksmemu_agent *agent)
 			break;
 		while (!error && (error = ksmemu_walk_next(&walk, space->start,
 							   space->start + space->size, &found)) > 0)
-			error = ksmemu_is_of(&found, &agent->pool)
+			error = ksmemu_is_of(&found, &agent->pool.inode)
 					? ksmemu_rehome_all(agent, space, found.start, found.end)
 					: 0;
 		ksmemu_walk_end(&walk);

@@ -24,13 +24,13 @@ _GCOVR += ["--gcov-ignore-parse-errors=negative_hits.warn"]  # gcc bug 68080: pr
 _GCOVR += ["--gcov-suspicious-hits-threshold=0"]  # characters of /proc/self/maps are counted by the billion
 _GCOVR += ["--fail-under-line", "100", "--txt", "-", "--txt-metric", "branch", "--txt-summary"]
 
-_TWO_OF_A_NUMBER = "an object and another file system's file of the same number cannot be made to meet"
 _UNREACHED = {
     "if (space->heritage.is_mapped && ksmemu_unreserve(": "who aborts there saves no counts",
     "return got < 0 ? -errno : 0;": "the end of the file is not met: x86 has [vsyscall] behind all memory",
     'if (sscanf(line, "%lx-%lx %*s %lx %x:%x %lu",': "no kernel says it otherwise",
-    "return mapping->inode == object->inode &&": _TWO_OF_A_NUMBER,
-    "ancestor->device == mapping->device)": _TWO_OF_A_NUMBER,
+    "return mapping->inode.number == inode->number &&": (
+        "an object and another file system's file of the same number cannot be made to meet"
+    ),
     "struct cmsghdr *head = CMSG_FIRSTHDR(&message);": "there is room for one",
     "if (head && head->cmsg_level == SOL_SOCKET &&": "no other kind comes unasked",
     "*retry = now < MAX_RETRY_MILLISECS ? 2 * now : now;": "after two minutes of joining in vain",
