@@ -4,7 +4,7 @@ The children wait for their next order where LTP's stop: a stopped worker cannot
 """
 
 import ksmemu
-from tests.support import crew
+from tests.support import books, crew
 from tests.support.procmaps import PAGE
 from tests.support.scanning import merge, settled
 
@@ -55,6 +55,7 @@ class Phases:
 
     def _check_counters(self, expected):
         merge(self._ksmd, scans=3)
+        books.wait_at_rest(self._ksmd)  # a scan does not wait for a worker that is late
         assert self._ksmd.read("run") == 1
         assert settled(self._ksmd) == expected
         assert self._ksmd.read("sleep_millisecs") == 0
