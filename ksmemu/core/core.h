@@ -480,6 +480,17 @@ struct ksmemu_object ksmemu_object(int file);
 /** ksmemu_is_of() - whether a mapping shows the object of that inode */
 bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_inode *inode);
 
+/* What to do with a mapping of a space; 0 or -errno. @object: what may take its place, for who needs one. */
+typedef int ksmemu_act(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		       const struct ksmemu_mapping *mapping, int object);
+
+/**
+ * ksmemu_each_mapping_of() - apply to every mapping in a space that shows the object of that inode
+ * Return: 0, or -errno of the first that failed, where it ends.
+ */
+int ksmemu_each_mapping_of(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			   const struct ksmemu_inode *inode, ksmemu_act *act, int object);
+
 /** ksmemu_ancestor_of() - which ancestor a mapping shows, counted from 1; 0: none */
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping);
 

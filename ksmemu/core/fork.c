@@ -29,26 +29,6 @@
 
 /* ---- before: the own object becomes an ancestor ------------------------------------------------ */
 
-/* Apply to every mapping of the own object, as they are at the beginning. */
-static int each_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		    int (*act)(struct ksmemu_agent *agent, struct ksmemu_space *space,
-			       const struct ksmemu_mapping *mapping, int new),
-		    int new)
-{
-	const struct ksmemu_inode *own = &space->own.inode;
-	struct ksmemu_mapping found;
-	struct ksmemu_walk walk;
-	int error = ksmemu_walk_begin(&walk);
-
-	if (error)
-		return error;
-	while (!error && (error = ksmemu_walk_next(&walk, space->start, space->start + space->size,
-						   &found)) > 0)
-		error = ksmemu_is_of(&found, own) ? act(agent, space, &found, new) : 0;
-	ksmemu_walk_end(&walk);
-	return error;
-}
-
 /* Record writes to what is advised of [start, end), a part of the own object. */
 static void track_advised(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
 			  uintptr_t start, uintptr_t end)
@@ -153,7 +133,7 @@ static int track_mapping(struct ksmemu_agent *agent, struct ksmemu_space *space,
 static void track_own(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
 	if (agent->track >= 0)
-		(void)each_own(agent, space, track_mapping, -1);
+		(void)ksmemu_each_mapping_of(agent, space, &space->own.inode, track_mapping, -1);
 }
 
 /* Find a number for a new ancestor; those that are not shown any more are forgotten. */
@@ -251,7 +231,7 @@ static int divide_all(struct ksmemu_agent *agent, struct ksmemu_space *space, in
 		is_held = !error || error == -ENOMEM; /* all else is seen before any is */
 	}
 	if (!error && !ksmemu_is_broken("ancestor"))
-		error = each_own(agent, space, divide, new);
+		error = ksmemu_each_mapping_of(agent, space, &space->own.inode, divide, new);
 	if (is_held)
 		ksmemu_unfreeze(agent, space->start, space->size);
 	ksmemu_uffd_wake(agent->freeze, space->start, space->size);
@@ -396,7 +376,8 @@ static int show_own(struct ksmemu_agent *agent, struct ksmemu_space *space,
 /* Take the heritage. An error leaves mappings of the parent's own object. */
 static int inherit_space(struct ksmemu_agent *agent, struct ksmemu_space *space)
 {
-	int error = each_own(agent, space, show_own, space->heritage.own);
+	int error = ksmemu_each_mapping_of(agent, space, &space->own.inode, show_own,
+					   space->heritage.own);
 
 	close(space->own.file);
 	space->own = ksmemu_object(space->heritage.own);

@@ -103,6 +103,22 @@ bool ksmemu_is_of(const struct ksmemu_mapping *mapping, const struct ksmemu_inod
 	return mapping->inode.number == inode->number && mapping->inode.device == inode->device;
 }
 
+int ksmemu_each_mapping_of(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			   const struct ksmemu_inode *inode, ksmemu_act *act, int object)
+{
+	struct ksmemu_mapping found;
+	struct ksmemu_walk walk;
+	int error = ksmemu_walk_begin(&walk);
+
+	if (error)
+		return error;
+	while (!error && (error = ksmemu_walk_next(&walk, space->start, space->start + space->size,
+						   &found)) > 0)
+		error = ksmemu_is_of(&found, inode) ? act(agent, space, &found, object) : 0;
+	ksmemu_walk_end(&walk);
+	return error;
+}
+
 uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmemu_mapping *mapping)
 {
 	for (uint32_t i = 0; i < KSMEMU_MAX_ANCESTORS; i++) {

@@ -315,26 +315,21 @@ static int tell_all(struct ksmemu_agent *agent)
 
 /* ---- the pool ------------------------------------------------------------------------------ */
 
+static int come_home(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		     const struct ksmemu_mapping *mapping, int unused)
+{
+	(void)unused;
+	return ksmemu_rehome_all(agent, space, mapping->start, mapping->end);
+}
+
 /* Bring everything home that shows a frame: the new ksmd has another pool. What fails stays as it is. */
 static int leave_pool(struct ksmemu_agent *agent)
 {
 	int error = 0;
 	GUARD(&agent->lock);
 
-	for (struct ksmemu_space *space = agent->spaces; space && !error; space = space->next) {
-		struct ksmemu_mapping found;
-		struct ksmemu_walk walk;
-
-		error = ksmemu_walk_begin(&walk);
-		if (error)
-			break;
-		while (!error && (error = ksmemu_walk_next(&walk, space->start,
-							   space->start + space->size, &found)) > 0)
-			error = ksmemu_is_of(&found, &agent->pool.inode)
-					? ksmemu_rehome_all(agent, space, found.start, found.end)
-					: 0;
-		ksmemu_walk_end(&walk);
-	}
+	for (struct ksmemu_space *space = agent->spaces; space && !error; space = space->next)
+		error = ksmemu_each_mapping_of(agent, space, &agent->pool.inode, come_home, -1);
 	return error;
 }
 
