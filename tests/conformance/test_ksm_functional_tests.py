@@ -14,7 +14,7 @@ import pytest
 
 import ksmemu
 from ksmemu import MADV_UNMERGEABLE, features
-from tests.support import crew, procmaps
+from tests.support import books, crew, procmaps
 from tests.support.scanning import merge
 from tests.support.uffd import Userfaultfd
 from tests.support.waiting import wait_until
@@ -92,7 +92,7 @@ def merge_and_unmerge_zeros(state):
     with ksmemu.connect() as ksmd:
         crew.open_space(state, NR_PAGES)
         crew.fill_with(state, 0, NR_PAGES, 0)
-        ksmd.wait_full_scans(3)  # the first may be halfway through
+        books.wait_at_rest(ksmd)
         between = ksmd.read("ksm_zero_pages")
         crew.advise(state, 0, NR_PAGES, MADV_UNMERGEABLE)
         ksmd.wait_full_scans(2)

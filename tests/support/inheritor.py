@@ -4,6 +4,7 @@ import os
 import sys
 
 import ksmemu
+from tests.support import books
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 
@@ -15,7 +16,8 @@ def report(nr_pages):
     with ksmemu.AddressSpace(nr_pages * PAGE) as space, ksmemu.connect() as ksmd:
         start = space.mmap(nr_pages * PAGE)
         space.write(start, FILL * nr_pages)
-        ksmd.wait_full_scans(3)  # the first may be halfway through
+        books.wait_at_rest(ksmd)
+        books.wait_written(ksmd)
         file = ksmd.directory / "proc" / str(os.getpid()) / "ksm_merging_pages"
         wait_until(file.exists if ksmemu.get_memory_merge() else lambda: True, what="figures of this process")
         merging = int(file.read_text()) if file.exists() else 0
