@@ -10,7 +10,6 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include "cleanup.h"
@@ -21,42 +20,7 @@
 /* A window of KSMEMU_WINDOW_PAGES is merged in about so long. */
 #define SLICE_NS 250000u
 
-/* ---- reports ------------------------------------------------------------------------------- */
-
-void ksmemu_limit_patience(int sock)
-{
-	struct timeval limit = { .tv_sec = KSMEMU_PATIENCE_SECONDS };
-
-	(void)setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-}
-
-/*
- * Books that miss a report would be wrong for ever: whoever cannot send one parts with ksmd. A ksmd that is gone
- * is no error of the worker: the thread will see it and end.
- */
-static void send_report(struct ksmemu_agent *agent)
-{
-	size_t size = sizeof(agent->outbox.head) +
-		      agent->outbox.head.nr_spans * sizeof(struct ksmemu_span);
-	ssize_t sent;
-
-	do { /* an application's thread may be interrupted while ksmd is slow */
-		sent = send(agent->order, &agent->outbox, size, MSG_NOSIGNAL);
-	} while (sent < 0 && errno == EINTR);
-	if (sent < 0) {
-		shutdown(agent->order, SHUT_RDWR);
-		agent->is_cut_off = true;
-	}
-}
-
-void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
-		   uint32_t nr_spans)
-{
-	agent->outbox.head = (struct ksmemu_report){
-		.kind = kind, .space = space->id, .epoch = space->epoch, .nr_spans = nr_spans
-	};
-	send_report(agent);
-}
+/* ---- outcomes ------------------------------------------------------------------------------ */
 
 /* Note the errors of nr pages from page on, joined with the span before where they continue it. */
 static void note(struct ksmemu_agent *agent, uint64_t page, uint64_t nr, const int32_t *error,
@@ -253,7 +217,7 @@ static void obey(struct ksmemu_agent *agent)
 			obey_long(agent, space, &agent->inbox.runs[i]);
 		i += nr;
 	}
-	send_report(agent);
+	ksmemu_send_report(agent);
 }
 
 /*

@@ -510,9 +510,7 @@ void ksmemu_holder_close(struct ksmemu_holder *holder);
 /** ksmemu_serve() - body of the agent thread: take orders until it is to end, or ksmd talks garbage */
 void *ksmemu_serve(void *agent);
 
-/** ksmemu_report() - tell ksmd of spans in agent->outbox.spans; agent.lock held since the change */
-void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
-		   uint32_t nr_spans);
+/* ---- tell.c: what ksmd is told -------------------------------------------------------------------- */
 
 /**
  * ksmemu_limit_patience() - let a send or connect on a socket end with EAGAIN after KSMEMU_PATIENCE_SECONDS
@@ -527,6 +525,19 @@ void ksmemu_limit_patience(int sock);
  */
 int ksmemu_send(int sock, const void *bytes, size_t size, const int *fds, size_t nr_fds);
 
+/** ksmemu_send_report() - send agent->outbox as it is; who cannot, parts with ksmd. agent.lock held */
+void ksmemu_send_report(struct ksmemu_agent *agent);
+
+/** ksmemu_report() - tell ksmd of spans in agent->outbox.spans; agent.lock held since the change */
+void ksmemu_report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
+		   uint32_t nr_spans);
+
+/** ksmemu_tell_advised() - report what is mergeable, and what else was told of ranges of a space */
+void ksmemu_tell_advised(struct ksmemu_agent *agent, const struct ksmemu_space *space);
+
+/** ksmemu_tell_mapped() - report what shows frames and zeros (KSMEMU_MAPPED), or ancestors (KSMEMU_INHERITED) */
+int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind);
+
 /* ---- resume.c: join the next ksmd ---------------------------------------------------------------- */
 
 /**
@@ -539,17 +550,35 @@ int ksmemu_send(int sock, const void *bytes, size_t size, const int *fds, size_t
  */
 bool ksmemu_resume(struct ksmemu_agent *agent);
 
-/** ksmemu_tell_mapped() - report what shows frames and zeros (KSMEMU_MAPPED), or ancestors (KSMEMU_INHERITED) */
-int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind);
+/* ---- divide.c: the own object becomes an ancestor, before a fork ------------------------------------ */
+
+/**
+ * ksmemu_become_ancestor() - show what a space holds privately, and give it a new own object
+ * Return: 0; or -errno: nothing changed, or the space is torn (is_torn).
+ *
+ * All of divide.c: the application's thread that forks, agent.lock held.
+ */
+int ksmemu_become_ancestor(struct ksmemu_agent *agent, struct ksmemu_space *space);
+
+/** ksmemu_mend() - bring home what the ancestors of a torn space hold; 0, or -errno: it is torn still */
+int ksmemu_mend(struct ksmemu_agent *agent, struct ksmemu_space *space);
+
+/**
+ * ksmemu_new_own() - make an empty own object
+ * @ret_reader: a descriptor by which ksmd can read it; NULL: none
+ */
+int ksmemu_new_own(const struct ksmemu_space *space, int *ret, int *ret_reader);
+
+/** ksmemu_show() - map @new at [start, end), or where that is -1 the own object, privately: an ancestor */
+int ksmemu_show(struct ksmemu_space *space, uintptr_t start, uintptr_t end, int new);
+
+/** ksmemu_track_own() - record writes to what is advised and shows the own object; where that fails they go unseen */
+void ksmemu_track_own(struct ksmemu_agent *agent, struct ksmemu_space *space);
 
 /* ---- fork.c: parent and child keep their own memory ------------------------------------------------ */
 
 /** ksmemu_watch_forks() - let every fork of this process from now on divide its spaces; once is enough */
 void ksmemu_watch_forks(void);
-
-/** ksmemu_report_change() - tell ksmd of a change at [start, end); agent.lock held since the change */
-void ksmemu_report_change(struct ksmemu_agent *agent, const struct ksmemu_space *space,
-			  uint32_t kind, uintptr_t start, uintptr_t end);
 
 /* ---- attach.c: join a ksmd and leave it ---------------------------------------------------------- */
 

@@ -22,7 +22,6 @@
 #include "core.h"
 
 #define MESSAGE_BYTES 512u
-#define MAX_FDS 3u
 
 /* While there is no directory that could be watched, and after a join that failed: then each time twice as long. */
 #define RETRY_MILLISECS 1000
@@ -36,33 +35,6 @@ struct answer {
 };
 
 /* ---- talking to a ksmd --------------------------------------------------------------------- */
-
-int ksmemu_send(int sock, const void *bytes, size_t size, const int *fds, size_t nr_fds)
-{
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
-	} ancillary = { 0 };
-	struct iovec body = { (void *)(uintptr_t)bytes, size };
-	struct msghdr message = {
-		.msg_iov = &body,
-		.msg_iovlen = 1,
-		.msg_control = &ancillary,
-		.msg_controllen = CMSG_SPACE(nr_fds * sizeof(int)),
-	};
-	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-
-	*head = (struct cmsghdr){
-		.cmsg_level = SOL_SOCKET,
-		.cmsg_type = SCM_RIGHTS,
-		.cmsg_len = CMSG_LEN(nr_fds * sizeof(int)),
-	};
-	memcpy(CMSG_DATA(head), fds, nr_fds * sizeof(int));
-	while (sendmsg(sock, &message, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR) /* an application's thread, before its fork */
-			return -errno;
-	return 0;
-}
 
 static int receive(int control, struct answer *ret)
 {
@@ -214,86 +186,6 @@ static int register_space(struct ksmemu_agent *agent, const struct ksmemu_space 
 	return error ? error : register_ancestors(agent, space);
 }
 
-/* Add a span to the report that is being put together, and send that when it is full. */
-static void tell(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
-		 uint64_t start, uint64_t end, uint32_t value, uint32_t *nr)
-{
-	agent->outbox.spans[(*nr)++] = (struct ksmemu_span){
-		.page = (start - space->start) >> KSMEMU_PAGE_SHIFT,
-		.nr_pages = (end - start) >> KSMEMU_PAGE_SHIFT,
-		.value = value,
-	};
-	if (*nr == KSMEMU_ORDER_MAX_PAGES) {
-		ksmemu_report(agent, space, kind, *nr);
-		*nr = 0;
-	}
-}
-
-static void tell_rest(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,
-		      uint32_t nr)
-{
-	if (nr)
-		ksmemu_report(agent, space, kind, nr);
-}
-
-static void tell_advised(struct ksmemu_agent *agent, const struct ksmemu_space *space)
-{
-	uint32_t nr = 0;
-
-	for (size_t i = 0; i < space->nr_advised; i++)
-		tell(agent, space, KSMEMU_ADVISED, space->advised[i].start, space->advised[i].end,
-		     0, &nr);
-	tell_rest(agent, space, KSMEMU_ADVISED, nr);
-	for (size_t i = 0; i < space->nr_notes; i++) {
-		const struct ksmemu_note *note = &space->notes[i];
-
-		nr = 0;
-		tell(agent, space, note->kind, note->start, note->end, note->value, &nr);
-		ksmemu_report(agent, space, note->kind, nr);
-	}
-}
-
-/* Advised memory is mapped from the own object or merged, so what is anonymous in it are zeros. */
-static void tell_zeros(struct ksmemu_agent *agent, const struct ksmemu_space *space,
-		       const struct ksmemu_mapping *found, uint32_t *nr)
-{
-	for (size_t i = 0; i < space->nr_advised; i++) {
-		const struct ksmemu_range *advised = &space->advised[i];
-		uint64_t start = advised->start > found->start ? advised->start : found->start;
-		uint64_t end = advised->end < found->end ? advised->end : found->end;
-
-		if (start < end)
-			tell(agent, space, KSMEMU_MAPPED, start, end, KSMEMU_NO_FRAME, nr);
-	}
-}
-
-/* Wherever it lies: what is being unmerged is not advised any more, and shows frames still. */
-int ksmemu_tell_mapped(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind)
-{
-	struct ksmemu_mapping found;
-	struct ksmemu_walk walk;
-	uint32_t nr = 0;
-	int error = ksmemu_walk_begin(&walk);
-
-	if (error)
-		return error;
-	while ((error = ksmemu_walk_next(&walk, space->start, space->start + space->size, &found)) >
-	       0) {
-		uint32_t ancestor = ksmemu_ancestor_of(space, &found);
-
-		if (kind == KSMEMU_INHERITED && ancestor)
-			tell(agent, space, kind, found.start, found.end, ancestor, &nr);
-		else if (kind == KSMEMU_MAPPED && !found.inode.number)
-			tell_zeros(agent, space, &found, &nr);
-		else if (kind == KSMEMU_MAPPED && ksmemu_is_of(&found, &agent->pool.inode))
-			tell(agent, space, kind, found.start, found.end,
-			     (uint32_t)(found.offset >> KSMEMU_PAGE_SHIFT), &nr);
-	}
-	ksmemu_walk_end(&walk);
-	tell_rest(agent, space, kind, nr);
-	return error;
-}
-
 /* Under agent.lock, so that what is told holds until the last of it is told. */
 static int tell_all(struct ksmemu_agent *agent)
 {
@@ -303,7 +195,7 @@ static int tell_all(struct ksmemu_agent *agent)
 		error = register_space(agent, space);
 	for (const struct ksmemu_space *space = agent->spaces; space && !error;
 	     space = space->next) {
-		tell_advised(agent, space);
+		ksmemu_tell_advised(agent, space);
 		error = ksmemu_tell_mapped(agent, space, KSMEMU_INHERITED);
 		if (!error)
 			error = ksmemu_tell_mapped(agent, space, KSMEMU_MAPPED);
