@@ -8,7 +8,7 @@
 
 #include "cleanup.h"
 #include "core.h"
-#include "transaction.h"
+#include "freeze.h"
 
 /* Tell ksmd of a change at [start, end); agent.lock held since the change. */
 static void report(struct ksmemu_agent *agent, const struct ksmemu_space *space, uint32_t kind,

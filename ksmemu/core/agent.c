@@ -14,7 +14,7 @@
 
 #include "cleanup.h"
 #include "core.h"
-#include "transaction.h"
+#include "freeze.h"
 #include "uapi.h"
 
 /* A window of KSMEMU_WINDOW_PAGES is merged in about so long. */

@@ -15,7 +15,6 @@
 
 #include "cleanup.h"
 #include "core.h"
-#include "transaction.h"
 #include "uapi.h"
 
 pthread_mutex_t ksmemu_agents_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -280,9 +280,6 @@ int ksmemu_checksum_pages(int fd, const uint64_t *pages, size_t nr, uint64_t see
 int ksmemu_fill_frames(int fd, const uint64_t *pages, int pool, const uint64_t *frames, size_t nr,
 		       uint64_t seed, uint64_t *ret);
 
-/** ksmemu_punch() - give [offset, offset + size) of an object back to the host; it reads as zeros */
-int ksmemu_punch(int object, off_t offset, size_t size);
-
 /* ---- remap.c: the only mmap(MAP_FIXED) in the tree ------------------------------------------- */
 
 /** ksmemu_reserve() - set addresses aside: no memory, no access, nobody else's mapping */
@@ -312,6 +309,9 @@ int ksmemu_map_frames_evenly(uintptr_t start, size_t size, int prot, int pool, o
 
 /** ksmemu_protect() - mprotect(2); 0 or -errno (-ENOMEM, -EACCES) */
 int ksmemu_protect(uintptr_t start, size_t size, int prot);
+
+/** ksmemu_punch() - give [offset, offset + size) of an object back to the host; it reads as zeros */
+int ksmemu_punch(int object, off_t offset, size_t size);
 
 /* ---- space.c: the table of spaces ------------------------------------------------------------ */
 
@@ -428,9 +428,6 @@ int ksmemu_leave_ancestors(struct ksmemu_agent *agent, struct ksmemu_space *spac
  */
 int ksmemu_adopt(struct ksmemu_agent *agent, struct ksmemu_space *space, uintptr_t start,
 		 uintptr_t end, uintptr_t *ret_done);
-
-/** ksmemu_track() - record writes to a range of the own object from now on (the first half of arm) */
-int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
 
 /* ---- mappings.c: what is mapped, as the kernel says ------------------------------------------- */
 

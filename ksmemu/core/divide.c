@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "core.h"
-#include "transaction.h"
+#include "freeze.h"
 #include "uapi.h"
 
 /* A hole of so many pages between data is worth a mapping; shorter ones go with the data. */

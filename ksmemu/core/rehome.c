@@ -12,7 +12,7 @@
 
 #include "cleanup.h"
 #include "core.h"
-#include "transaction.h"
+#include "freeze.h"
 #include "uapi.h"
 
 /* Ranges on the stack of one adoption; find_private_by_entry() needs 1024. */
@@ -21,14 +21,7 @@
 /* What is copied at once of memory that may not be read. */
 #define FORCED_BYTES ((size_t)16 << KSMEMU_PAGE_SHIFT)
 
-ssize_t ksmemu_read_by_force(uintptr_t address, void *bytes, size_t size)
-{
-	AUTO_CLOSE int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
-
-	return mem < 0 ? -1 : pread(mem, bytes, size, (off_t)address);
-}
-
-/* The same where the application may not read (mprotect). */
+/* pwrite() where the application may not read (mprotect). */
 static ssize_t copy_by_force(const struct ksmemu_space *space, uintptr_t start, uintptr_t end)
 {
 	unsigned char bytes[FORCED_BYTES];

@@ -1,8 +1,10 @@
 /*
  * The only mmap(MAP_FIXED) in the tree. An mmap(MAP_FIXED) is our set_pte: it replaces what an address
  * shows, atomically for every other thread. So does an mremap(MREMAP_FIXED), with a mapping made elsewhere.
+ * And what follows it: memory that no mapping shows is given back.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include "core.h"
@@ -101,4 +103,13 @@ int ksmemu_map_zero(uintptr_t start, size_t size, int prot)
 int ksmemu_protect(uintptr_t start, size_t size, int prot)
 {
 	return mprotect((void *)start, size, prot) < 0 ? -errno : 0;
+}
+
+int ksmemu_punch(int object, off_t offset, size_t size)
+{
+	if (ksmemu_is_broken("punch"))
+		return 0;
+	if (fallocate(object, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)size) < 0)
+		return -errno;
+	return 0;
 }

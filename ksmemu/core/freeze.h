@@ -1,10 +1,8 @@
-/* Steps that merge.c and rehome.c share. Agent.lock held; nothing here allocates. */
-#ifndef KSMEMU_TRANSACTION_H
-#define KSMEMU_TRANSACTION_H
+/* What merge.c and rehome.c are made of (freeze.c). Agent.lock held; nothing here allocates. */
+#ifndef KSMEMU_FREEZE_H
+#define KSMEMU_FREEZE_H
 
 #include "core.h"
-
-uint64_t ksmemu_now_ns(void);
 
 /**
  * ksmemu_fresh_slice() - let others run first who wait for the processor; return the time
@@ -41,6 +39,9 @@ void ksmemu_unfreeze(const struct ksmemu_agent *agent, uintptr_t start, size_t s
 
 /** ksmemu_read_by_force() - read also where mprotect(2) forbids it; as pread(2) */
 ssize_t ksmemu_read_by_force(uintptr_t address, void *bytes, size_t size);
+
+/** ksmemu_track() - record writes to a range of the own object from now on (the first half of arm) */
+int ksmemu_track(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
 
 /** ksmemu_arm() - record writes from now on, and take what is there as read */
 int ksmemu_arm(const struct ksmemu_agent *agent, uintptr_t start, uintptr_t end);
