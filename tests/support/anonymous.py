@@ -4,6 +4,7 @@ AnonymousSpace has the face of an AddressSpace, so most of crew's functions serv
 """
 
 import ctypes
+import errno
 import hashlib
 import mmap
 import os
@@ -105,7 +106,10 @@ def set_merge(state, on):
 
 
 def leave_the_rest_out(state):
-    """Opt out what the interpreter owns: in ksmemu nothing but spaces can be merged."""
+    """Opt out what the interpreter owns: in ksmemu nothing but spaces can be merged.
+
+    It gives memory back and takes some as it looks, so the kernel is asked until it says that there is none.
+    """
     space = state.space
     while others := [
         (start, end)
@@ -113,7 +117,11 @@ def leave_the_rest_out(state):
         if end <= space.start or start >= space.start + space.size
     ]:
         for start, end in others:
-            space.madvise(start, end - start, mmap.MADV_UNMERGEABLE)
+            try:
+                space.madvise(start, end - start, mmap.MADV_UNMERGEABLE)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:  # given back since
+                    raise
 
 
 def load(state, name):
