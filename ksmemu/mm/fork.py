@@ -1,7 +1,7 @@
 """What a fork means: parent and child have their own memory, as after any fork, and both may go on.
 
-The core divides the memory (core/divide.c). Here no other thread is halfway through a change meanwhile, and the
-child's objects get locks of their own.
+The core divides the memory (core/divide.c). Here no other thread is halfway through a change meanwhile, and
+the child's objects get locks of their own.
 """
 
 from __future__ import annotations
