@@ -15,6 +15,7 @@ _Writeable: TypeAlias = bytearray | memoryview | npt.NDArray[np.generic]
 
 ORDER_MAX_PAGES: int
 WINDOW_PAGES: int
+RENEW_PAGES: int
 WIRE_VERSION: int
 
 class Memory:

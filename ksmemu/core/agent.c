@@ -126,17 +126,22 @@ static void rehome_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
 	note(agent, run->page, run->nr_pages, NULL, error);
 }
 
-static void renew_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		      const struct ksmemu_run *run)
+/* Renew runs[0..nr), which fit into one freeze, and note each page of them. */
+static void renew_runs(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		       const struct ksmemu_run *runs, size_t nr)
 {
-	int32_t error = refusal(agent, space, run->page, run->nr_pages);
-	int32_t found[KSMEMU_WINDOW_PAGES];
+	const struct ksmemu_run *last = &runs[nr - 1];
+	int32_t error = refusal(agent, space, runs[0].page,
+				last->page + last->nr_pages - runs[0].page);
+	int32_t found[KSMEMU_RENEW_PAGES];
 
-	if (!error && !is_in_pool(agent, run))
-		error = EINVAL;
+	for (size_t i = 0; i < nr && !error; i++)
+		error = is_in_pool(agent, &runs[i]) ? 0 : EINVAL;
 	if (!error)
-		ksmemu_renew(agent, space, run, found, &agent->outbox.head.frozen_ns);
-	note(agent, run->page, run->nr_pages, error ? NULL : found, error);
+		ksmemu_renew(agent, space, runs, nr, found, &agent->outbox.head.frozen_ns);
+	for (size_t i = 0; i < nr; i++)
+		note(agent, runs[i].page, runs[i].nr_pages,
+		     error ? NULL : found + (runs[i].page - runs[0].page), error);
 }
 
 /* How many of the pages at `first` are under one protection: at most max. */
@@ -176,14 +181,14 @@ static void obey_long(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		if (kind == KSMEMU_ORDER_REHOME)
 			rehome_run(agent, space, &part);
 		else if (kind == KSMEMU_ORDER_RENEW)
-			renew_run(agent, space, &part);
+			renew_runs(agent, space, &part, 1);
 		else
 			merge_runs(agent, space, &part, 1);
 		from += part.nr_pages;
 	}
 }
 
-/* How many of the runs from i on share one freeze. */
+/* How many of the runs from i on are merged under one freeze. */
 static uint32_t window(const struct ksmemu_agent *agent, uint32_t i)
 {
 	const struct ksmemu_run *runs = agent->inbox.runs;
@@ -193,6 +198,43 @@ static uint32_t window(const struct ksmemu_agent *agent, uint32_t i)
 	       runs[to].page + runs[to].nr_pages - runs[i].page <= KSMEMU_WINDOW_PAGES)
 		to++;
 	return to - i;
+}
+
+/* How many of the runs from i on are renewed under one freeze: where all between them is alike. */
+static uint32_t renewals(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			 uint32_t i)
+{
+	const struct ksmemu_run *runs = agent->inbox.runs;
+	uint64_t nr_pages = runs[i].nr_pages, span = nr_pages;
+	uint32_t to = i + 1;
+
+	for (; to < agent->inbox.head.nr_runs; to++) {
+		uint64_t wider = runs[to].page + runs[to].nr_pages - runs[i].page;
+
+		nr_pages += runs[to].nr_pages;
+		if (wider > KSMEMU_RENEW_PAGES || nr_pages > KSMEMU_WINDOW_PAGES)
+			break;
+		span = wider;
+	}
+	if (to == i + 1 || refusal(agent, space, runs[i].page, span) ||
+	    alike(space, runs[i].page, (uint32_t)span) < span)
+		return 1;
+	return to - i;
+}
+
+/* Merge or renew as many of the runs from i on as share a freeze; return how many, 1: they share none. */
+static uint32_t obey_together(struct ksmemu_agent *agent, struct ksmemu_space *space, uint32_t i)
+{
+	const struct ksmemu_run *runs = &agent->inbox.runs[i];
+	uint32_t kind = agent->inbox.head.kind, nr = 1;
+
+	if (kind == KSMEMU_ORDER_MERGE)
+		nr = window(agent, i);
+	if (kind == KSMEMU_ORDER_RENEW)
+		nr = renewals(agent, space, i);
+	if (nr > 1)
+		(kind == KSMEMU_ORDER_MERGE ? merge_runs : renew_runs)(agent, space, runs, nr);
+	return nr;
 }
 
 static void obey(struct ksmemu_agent *agent)
@@ -209,11 +251,9 @@ static void obey(struct ksmemu_agent *agent)
 		.epoch = space ? space->epoch : 0,
 	};
 	for (uint32_t i = 0; i < order->nr_runs;) {
-		uint32_t nr = order->kind == KSMEMU_ORDER_MERGE ? window(agent, i) : 1;
+		uint32_t nr = obey_together(agent, space, i);
 
-		if (nr > 1)
-			merge_runs(agent, space, &agent->inbox.runs[i], nr);
-		else
+		if (nr == 1)
 			obey_long(agent, space, &agent->inbox.runs[i]);
 		i += nr;
 	}

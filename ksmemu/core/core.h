@@ -32,6 +32,9 @@
  */
 #define KSMEMU_WINDOW_PAGES 128u
 
+/* The pages among which renewals, at most a window of them, share a freeze. */
+#define KSMEMU_RENEW_PAGES 512u
+
 /* The same for rehome, which copies under freeze and so holds a page longer. */
 #define KSMEMU_REHOME_PAGES 64u
 
@@ -387,16 +390,18 @@ void ksmemu_merge_window(struct ksmemu_agent *agent, struct ksmemu_space *space,
 			 uint64_t *frozen_ns);
 
 /**
- * ksmemu_renew() - map private copies to their frames again that are equal to them
- * @run: at most KSMEMU_WINDOW_PAGES of MERGED, ZERO or BROKEN pages, all under one protection
- * @ret: for each page 0 or an errno: EAGAIN, it differs or may not be read; it shows what it did
+ * ksmemu_renew() - let private copies that are equal to their frames show these again
+ * @runs: of MERGED, ZERO or BROKEN pages, at most KSMEMU_WINDOW_PAGES of them within KSMEMU_RENEW_PAGES; all that
+ *	lies between is under one protection
+ * @ret: for each page from the first on 0 or an errno: EAGAIN, it differs or may not be read; ENOMEM, no mapping
+ *	left. It shows what it did. Pages between runs get nothing.
  *
  * The way of a page that was written with what it held, or that got back what it had: a fraction of the
  * way home, through a scan and back.
  * Context: agent thread, agent.lock held. Every freeze ends in a wake.
  */
 void ksmemu_renew(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		  const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns);
+		  const struct ksmemu_run *runs, size_t nr, int32_t *ret, uint64_t *frozen_ns);
 
 /**
  * ksmemu_rehome() - bring the bytes at [start, end) back to the own object
@@ -458,6 +463,10 @@ int ksmemu_walk_next(struct ksmemu_walk *walk, uintptr_t start, uintptr_t end,
 		     struct ksmemu_mapping *ret);
 
 void ksmemu_walk_end(struct ksmemu_walk *walk);
+
+/** ksmemu_mapping_at() - find the mapping at an address; false: there is none, or nobody tells (before 6.11) */
+bool ksmemu_mapping_at(const struct ksmemu_agent *agent, uintptr_t address,
+		       struct ksmemu_mapping *ret);
 
 /**
  * ksmemu_is_ours() - whether all of [start, end) shows an object of the space, frames, or anonymous memory

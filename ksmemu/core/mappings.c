@@ -130,22 +130,41 @@ uint32_t ksmemu_ancestor_of(const struct ksmemu_space *space, const struct ksmem
 	return 0;
 }
 
+/* 0; -ENOENT: nothing is mapped there; or -errno: the kernel does not tell. */
+static int find(const struct ksmemu_agent *agent, uintptr_t address, struct ksmemu_mapping *ret)
+{
+	struct procmap_query query = { .size = sizeof(query), .query_addr = address };
+
+	if (ioctl(agent->maps, PROCMAP_QUERY, &query) < 0)
+		return -errno;
+	*ret = (struct ksmemu_mapping){
+		.start = query.vma_start,
+		.end = query.vma_end,
+		.offset = (off_t)query.vma_offset,
+		.inode = { makedev(query.dev_major, query.dev_minor), query.inode },
+	};
+	return 0;
+}
+
+bool ksmemu_mapping_at(const struct ksmemu_agent *agent, uintptr_t address,
+		       struct ksmemu_mapping *ret)
+{
+	return find(agent, address, ret) == 0;
+}
+
 bool ksmemu_is_ours(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
 		    uintptr_t start, uintptr_t end)
 {
 	while (start < end) {
-		struct procmap_query query = { .size = sizeof(query), .query_addr = start };
 		struct ksmemu_mapping found;
+		int error = find(agent, start, &found);
 
-		if (ioctl(agent->maps, PROCMAP_QUERY, &query) < 0)
-			return errno != ENOENT;
-		found = (struct ksmemu_mapping){
-			.inode = { makedev(query.dev_major, query.dev_minor), query.inode },
-		};
+		if (error)
+			return error != -ENOENT;
 		if (found.inode.number && !ksmemu_is_of(&found, &space->own.inode) &&
 		    !ksmemu_is_of(&found, &agent->pool.inode) && !ksmemu_ancestor_of(space, &found))
 			return false;
-		start = query.vma_end;
+		start = found.end;
 	}
 	return true;
 }

@@ -4,13 +4,19 @@
  *   track ──unregister──▶ (free) ──register──▶ freeze ──protect──▶ FROZEN
  *   FROZEN ──equal──▶ mmap(frames) ──▶ MERGED        FROZEN ──differs──▶ track ──▶ OWN, written
  *   wake: whoever slept faults again, on what is mapped now
+ *
+ * And renewal: the same for a copy of what was MERGED, which is dropped where the frame still lies under it.
  */
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include "core.h"
 #include "freeze.h"
+#include "uapi.h"
 
 static const unsigned char zeros[KSMEMU_PAGE_SIZE];
 
@@ -137,22 +143,12 @@ static void renew_stretch(struct ksmemu_agent *agent, struct ksmemu_space *space
 	ksmemu_note_freeze(since, frozen_ns);
 }
 
-void ksmemu_renew(struct ksmemu_agent *agent, struct ksmemu_space *space,
-		  const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns)
+/* Renew each stretch under a freeze of its own; mapping a frame anew does not ask what is mapped. */
+static void renew_apart(struct ksmemu_agent *agent, struct ksmemu_space *space,
+			const struct ksmemu_run *run, int32_t *ret, uint64_t *frozen_ns)
 {
-	uintptr_t start = space->start + (run->page << KSMEMU_PAGE_SHIFT);
 	uint32_t from, to;
-	int prot;
 
-	/* A look without a freeze: most that was written differs, and need not be held for that. */
-	(void)ksmemu_space_protection(space, start, start + KSMEMU_PAGE_SIZE, &prot);
-	for (uint32_t i = 0; i < run->nr_pages; i++) {
-		uintptr_t at = start + ((uintptr_t)i << KSMEMU_PAGE_SHIFT);
-
-		ret[i] = prot & PROT_READ && is_equal(at, agent, prot, ksmemu_frame_of(run, i))
-				 ? 0
-				 : EAGAIN;
-	}
 	for (from = 0; from < run->nr_pages; from = to) {
 		for (to = from; to < run->nr_pages && ret[to] == 0;)
 			to++;
@@ -161,6 +157,117 @@ void ksmemu_renew(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		else
 			to++;
 	}
+}
+
+/* A private copy that is to show its frame again; *error as in ksmemu_renew(). */
+struct copy {
+	uintptr_t at;
+	uint64_t frame;
+	int32_t *error;
+};
+
+/* A look without a freeze: most that was written differs, and need not be held for that. Return the others. */
+static size_t equal_copies(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			   const struct ksmemu_run *run, int32_t *error, struct copy *ret)
+{
+	uintptr_t start = space->start + (run->page << KSMEMU_PAGE_SHIFT);
+	size_t nr = 0;
+	int prot;
+
+	(void)ksmemu_space_protection(space, start, start + KSMEMU_PAGE_SIZE, &prot);
+	for (uint32_t i = 0; i < run->nr_pages; i++) {
+		uintptr_t at = start + ((uintptr_t)i << KSMEMU_PAGE_SHIFT);
+		uint64_t frame = ksmemu_frame_of(run, i);
+
+		error[i] = prot & PROT_READ && is_equal(at, agent, prot, frame) ? 0 : EAGAIN;
+		if (error[i] == 0)
+			ret[nr++] = (struct copy){ at, frame, &error[i] };
+	}
+	return nr;
+}
+
+/* Whether all from the first copy to the last is mapped from the pool, and each copy lies over its own frame. */
+static bool lie_over_frames(const struct ksmemu_agent *agent, const struct copy *copies, size_t nr)
+{
+	struct ksmemu_mapping found = { .end = copies[0].at };
+
+	for (size_t i = 0; i < nr; i++) {
+		while (found.end <= copies[i].at)
+			if (!ksmemu_mapping_at(agent, found.end, &found) ||
+			    !ksmemu_is_of(&found, &agent->pool.inode))
+				return false;
+		if (found.offset + (off_t)(copies[i].at - found.start) !=
+			    (off_t)(copies[i].frame << KSMEMU_PAGE_SHIFT) &&
+		    !ksmemu_is_broken("over"))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Drop the copies that have no error, with one flush of the other processors' TLBs for all. Before Linux 6.14 each
+ * takes its own.
+ */
+static bool drop(const struct copy *copies, size_t nr)
+{
+	struct iovec dropped[KSMEMU_WINDOW_PAGES];
+	size_t n = 0;
+
+	for (size_t i = 0; i < nr; i++)
+		if (*copies[i].error == 0)
+			dropped[n++] = (struct iovec){ (void *)copies[i].at, KSMEMU_PAGE_SIZE };
+	if (syscall(SYS_process_madvise, PIDFD_SELF_THREAD_GROUP, dropped, n, MADV_DONTNEED, 0) ==
+	    (long)(n << KSMEMU_PAGE_SHIFT))
+		return true;
+	for (size_t i = 0; i < n; i++)
+		if (madvise(dropped[i].iov_base, KSMEMU_PAGE_SIZE, MADV_DONTNEED) < 0)
+			return false;
+	return true;
+}
+
+/*
+ * Renew copies that lie apart under one freeze: to interrupt the other processors, once to protect and once to
+ * unmap, is half of what it costs to renew a page alone. Return false: those without an error are not renewed.
+ */
+static bool renew_together(struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			   const struct copy *copies, size_t nr, uint64_t *frozen_ns)
+{
+	uintptr_t start = copies[0].at;
+	size_t size = copies[nr - 1].at + KSMEMU_PAGE_SIZE - start;
+	uint64_t since;
+	bool is_done;
+
+	if (!lie_over_frames(agent, copies, nr))
+		return false;
+	since = ksmemu_fresh_slice();
+	is_done = !ksmemu_freeze(agent, space, start, size);
+	if (is_done) {
+		for (size_t i = 0; i < nr; i++)
+			if (!is_equal(copies[i].at, agent, PROT_READ, copies[i].frame))
+				*copies[i].error = EAGAIN;
+		/* SAFE: FROZEN, verified, and what lies under each copy is the frame it was verified with. */
+		is_done = lie_over_frames(agent, copies, nr) && drop(copies, nr);
+		ksmemu_unfreeze(agent, start, size);
+	}
+	ksmemu_uffd_wake(agent->freeze, start, size);
+	ksmemu_note_freeze(since, frozen_ns);
+	return is_done;
+}
+
+void ksmemu_renew(struct ksmemu_agent *agent, struct ksmemu_space *space,
+		  const struct ksmemu_run *runs, size_t nr, int32_t *ret, uint64_t *frozen_ns)
+{
+	struct copy copies[KSMEMU_WINDOW_PAGES];
+	size_t nr_copies = 0;
+
+	for (size_t r = 0; r < nr; r++)
+		nr_copies += equal_copies(agent, space, &runs[r],
+					  ret + (runs[r].page - runs[0].page), copies + nr_copies);
+	if (nr_copies == 0 ||
+	    (!agent->terms.secure && renew_together(agent, space, copies, nr_copies, frozen_ns)))
+		return;
+	for (size_t r = 0; r < nr; r++)
+		renew_apart(agent, space, &runs[r], ret + (runs[r].page - runs[0].page), frozen_ns);
 }
 
 /* Fault the frames in that verify will read, so that no writer is held for that. */

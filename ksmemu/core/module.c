@@ -710,6 +710,7 @@ PyMODINIT_FUNC PyInit__core(void)
 	if (PyModule_AddType(core, &memory_type) < 0 || PyModule_AddType(core, &agent_type) < 0 ||
 	    PyModule_AddIntConstant(core, "ORDER_MAX_PAGES", KSMEMU_ORDER_MAX_PAGES) < 0 ||
 	    PyModule_AddIntConstant(core, "WINDOW_PAGES", KSMEMU_WINDOW_PAGES) < 0 ||
+	    PyModule_AddIntConstant(core, "RENEW_PAGES", KSMEMU_RENEW_PAGES) < 0 ||
 	    PyModule_AddIntConstant(core, "WIRE_VERSION", KSMEMU_WIRE_VERSION) < 0) {
 		Py_DECREF(core);
 		return NULL;

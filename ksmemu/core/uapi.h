@@ -92,6 +92,11 @@ struct procmap_query {
 
 static_assert(sizeof(struct procmap_query) == 104, "PROCMAP_QUERY ABI");
 
+/* Linux 6.14. */
+#ifndef PIDFD_SELF_THREAD_GROUP
+#define PIDFD_SELF_THREAD_GROUP (-10001)
+#endif
+
 /* <linux/sched/types.h>, which cannot be included beside <sched.h> before glibc 2.41. */
 struct ksmemu_sched_attr {
 	uint32_t size;

@@ -56,6 +56,7 @@ FAULTS = {
     "open": [(FAIL, errno.EMFILE)],
     "poll": [(FAIL, errno.EINTR)],
     "pread": [(FAIL, errno.EIO), (FAIL, errno.EINTR), (HALF, 0)],
+    "process_madvise": [(FAIL, errno.EBADF), (HALF, 0)],
     "protect": [(FAIL, errno.EAGAIN), (HALF, errno.ENOENT)],
     "pthread_create": [(FAIL, errno.EAGAIN)],
     "pwrite": [(FAIL, errno.ENOSPC), (FAIL, errno.EINTR), (FAIL, errno.EFAULT), (HALF, 0)],
@@ -112,6 +113,19 @@ def some_merged(on):
 
 def renew_them(on):
     return on.renew((3, 20, 2), (8, 25, 2), (15, ZERO, 3))
+
+
+def copies_apart(on):
+    """3 to 9 show frames: 3, 5 and 9 equal copies of them, 7 one that differs."""
+    on.twin(*((page, page + 17) for page in range(3, 10)))
+    assert not any(on.space.merge((3, 20, 7)).values())
+    for page in (3, 5, 9):
+        on.put(page, content(page)[:4])
+    on.put(7, b"mine")
+
+
+def renew_those_apart(on):
+    return on.renew((3, 20, 1), (5, 22, 1), (7, 24, 1), (9, 26, 1))
 
 
 def rehome_them(on):
@@ -206,6 +220,8 @@ SCENES = {
     "merge evenly": Scene(two_runs_and_zeros, merge_them, busy=(5, 13), how={"secure": True}),
     "merge what is protected": Scene(protected(two_runs_and_zeros), merge_them, busy=(19,), again=False),
     "renew": Scene(some_merged, renew_them, busy=(5,)),
+    "renew together": Scene(copies_apart, renew_those_apart, busy=(6,)),
+    "renew evenly": Scene(copies_apart, renew_those_apart, busy=(6,), how={"secure": True}),
     "rehome": Scene(some_merged, rehome_them, busy=(8, 16)),
     "rehome, without a tracker": Scene(some_merged, rehome_them, busy=(8, 16), how={"tracks": False}),
     "rehome what is protected": Scene(protected(some_merged), rehome_them),
@@ -300,6 +316,17 @@ def test_no_fault_loses_a_byte_or_leaves_a_writer_asleep(faulty, name):
     assert faulty.call(drive, name)
 
 
+def test_copies_that_lie_apart_are_renewed_under_one_freeze(faulty):
+    calls = Counter(faulty.call(calls_of, "renew together"))
+    assert (calls["protect"], calls["process_madvise"], calls["mmap"]) == (1, 1, 0)
+    apart = Counter(faulty.call(calls_of, "renew"))  # own pages lie between, or zeros
+    assert (apart["protect"], apart["process_madvise"]) == (4, 0)
+
+
+def calls_of(_, name):
+    return play(SCENES[name])[0]
+
+
 # ---- more than one at once -------------------------------------------------------------------------
 
 # Where writes are tracked the first thing to let go of is that, and nothing would be frozen.
@@ -315,6 +342,10 @@ TOGETHER = {
     "nor when the copies are equal": (
         "renew",
         [("mmap", 0, FAIL, errno.ENOMEM), ("unregister", 0, FAIL, errno.EINVAL)],
+    ),
+    "no call drops a copy": (
+        "renew together",
+        [("process_madvise", 0, FAIL, errno.EPERM), ("madvise", 0, FAIL, errno.EINVAL)],
     ),
     "not one byte of a copy fits": ("rehome", [("pwrite", 0, HALF, 0)]),
     "where the data lie cannot be told, and there is no room": (

@@ -11,8 +11,9 @@ import pytest
 from ksmemu import _core
 from tests.core.test_agent import settle, shown
 from tests.support.children import in_child
-from tests.support.joined import ZERO, joined
+from tests.support.joined import SPACE, ZERO, joined
 from tests.support.pages import ZEROS, content
+from tests.support.processes import Worker
 from tests.support.procmaps import PAGE
 
 MOST_MAPPINGS = 1 << 18
@@ -126,6 +127,104 @@ def test_runs_longer_than_a_window_are_renewed():
         assert space.renew((0, 0, nr)) == dict.fromkeys(range(nr), 0)
         assert space.broken(0, nr) == []
         assert shown(space, 0, nr) == [("rw-p", 0, nr)]
+
+
+@in_child
+def test_copies_that_lie_apart_are_renewed():
+    """More than a window of them, in more than one stretch that is frozen at once."""
+    nr = 2 * _core.RENEW_PAGES + 7
+    with joined(nr_pages=nr, nr_frames=nr) as space:
+        merge(space, range(nr), frame=0)
+        pages = range(0, nr, 3)
+        for page in pages:
+            rewrite(space, [page])
+        space.write(6, b"mine")
+        renewed = space.renew(*((page, page, 1) for page in pages))
+        assert renewed == dict.fromkeys(pages, 0) | {6: errno.EAGAIN}
+        assert space.broken(0, nr) == [6]
+        assert all(space.read(page) == content(page) for page in range(nr) if page != 6)
+        assert space.read(6) == b"mine" + content(6)[4:]
+
+
+@in_child
+def test_none_of_the_copies_that_lie_apart_is_equal():
+    with joined() as space:
+        merge(space, range(3, 10))
+        for page in (4, 8):
+            space.write(page, b"mine")
+        assert space.renew((4, 21, 1), (8, 25, 1)) == dict.fromkeys((4, 8), errno.EAGAIN)
+        assert space.broken(3, 10) == [4, 8]
+
+
+@in_child
+def test_writes_to_a_page_between_copies_are_recorded_as_before():
+    with joined() as space:
+        settle(space, range(3, 10), 20)
+        assert set(space.merge((3, 20, 3), (7, 24, 3)).values()) == {0}
+        rewrite(space, [4])
+        rewrite(space, [8])
+        space.harvest()
+        assert space.renew((4, 21, 1), (8, 25, 1)) == {4: 0, 8: 0}
+        assert space.broken(3, 6) == space.broken(7, 10) == []
+        space.write(6, b"x")
+        assert space.harvest() == [6]
+
+
+def renew_where_another_frame_lies_under_it(_):
+    """As a false ksmd could order; return whether the page keeps its bytes."""
+    with joined() as space:
+        merge(space, range(3, 10))
+        space.fill_frame(33, content(11))
+        rewrite(space, [4])
+        space.write(8, content(11))
+        assert space.renew((4, 21, 1), (8, 33, 1)) == {4: 0, 8: 0}
+        assert space.read(4) == content(4)
+        return space.read(8) == content(11)
+
+
+def test_a_copy_is_dropped_only_over_the_frame_that_it_equals():
+    with Worker() as worker:
+        assert worker.call(renew_where_another_frame_lies_under_it)
+
+
+def test_a_drop_over_another_frame_would_be_noticed_without():
+    with Worker(break_step="over") as worker:
+        assert not worker.call(renew_where_another_frame_lies_under_it)
+
+
+@in_child
+def test_what_lies_between_may_be_protected():
+    with joined() as space:
+        merge(space, range(3, 10))
+        for page in (4, 7):
+            rewrite(space, [page])
+        space.protect(5, 6, PROT_READ)
+        assert space.renew((4, 21, 1), (7, 24, 1)) == {4: 0, 7: 0}
+        assert space.broken(3, 10) == []
+        assert [perms for perms, _, _ in shown(space, 3, 7)] == ["rw-p", "r--p", "rw-p"]
+
+
+@in_child
+def test_what_lies_between_may_be_mergeable_no_more():
+    with joined() as space:
+        merge(space, range(3, 10))
+        for page in (4, 7):
+            rewrite(space, [page])
+        space.agent.withdraw(SPACE, space.ranges((0, 5), (6, 23)))
+        space.epoch += 1
+        assert space.renew((4, 21, 1), (7, 24, 1)) == {4: 0, 7: 0}
+        assert space.broken(3, 10) == []
+
+
+@in_child
+def test_copies_may_lie_further_apart_than_a_freeze_reaches():
+    nr = _core.RENEW_PAGES + 7
+    with joined(nr_pages=nr, nr_frames=nr) as space:
+        merge(space, range(nr), frame=0)
+        for page in (3, nr - 2):
+            rewrite(space, [page])
+        assert space.renew((3, 3, 1), (nr - 2, nr - 2, 1)) == {3: 0, nr - 2: 0}
+        assert space.broken(0, nr) == []
 
 
 @in_child

@@ -9,7 +9,7 @@ import os
 
 from tests.support import cores
 
-CORE_STEPS = {"ancestor", "freeze", "ours", "verify", "wake", "rearm", "punch", "copy"}
+CORE_STEPS = {"ancestor", "freeze", "ours", "over", "verify", "wake", "rearm", "punch", "copy"}
 FAULTS = "faults"
 """Not a step: the core of faults.py. A test run with a core of its own ($KSMEMU_CORE) has faults in that."""
 

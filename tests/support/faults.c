@@ -262,16 +262,32 @@ int __wrap_open(const char *path, int flags)
 	return result;
 }
 
-long __real_syscall(long number, ...);
-long __wrap_syscall(long number, long a, long b, long c, long d);
-long __wrap_syscall(long number, long a, long b, long c, long d)
+static const char *name_of_syscall(long number)
 {
-	struct fault fault = before(number == SYS_userfaultfd	  ? "userfaultfd"
-				    : number == SYS_sched_getattr ? "sched_getattr"
-								  : "sched_setattr");
-	long result = fault.how == FAIL || fault.how == HALF ? -1
-							     : __real_syscall(number, a, b, c, d);
+	switch (number) {
+	case SYS_userfaultfd:
+		return "userfaultfd";
+	case SYS_process_madvise:
+		return "process_madvise";
+	case SYS_sched_getattr:
+		return "sched_getattr";
+	default:
+		return "sched_setattr";
+	}
+}
 
+/* Of process_madvise(2), c is how many ranges there are. */
+long __real_syscall(long number, ...);
+long __wrap_syscall(long number, long a, long b, long c, long d, long e);
+long __wrap_syscall(long number, long a, long b, long c, long d, long e)
+{
+	struct fault fault = before(name_of_syscall(number));
+	long result = -1;
+
+	if (fault.how == HALF && number == SYS_process_madvise)
+		result = __real_syscall(number, a, b, c / 2, d, e);
+	else if (fault.how != FAIL && fault.how != HALF)
+		result = __real_syscall(number, a, b, c, d, e);
 	after(fault);
 	return result;
 }
