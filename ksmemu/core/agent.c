@@ -92,23 +92,39 @@ static bool is_in_pool(const struct ksmemu_agent *agent, const struct ksmemu_run
 	       (run->frame < frames && run->nr_pages <= frames - run->frame);
 }
 
+/* Why runs[0..nr), and what lies between them, may not be touched, or 0. */
+static int32_t refusal_of_runs(const struct ksmemu_agent *agent, const struct ksmemu_space *space,
+			       const struct ksmemu_run *runs, size_t nr)
+{
+	const struct ksmemu_run *last = &runs[nr - 1];
+	int32_t error = refusal(agent, space, runs[0].page,
+				last->page + last->nr_pages - runs[0].page);
+
+	for (size_t i = 0; i < nr && !error; i++)
+		error = is_in_pool(agent, &runs[i]) ? 0 : EINVAL;
+	return error;
+}
+
+/* Note each page of runs[0..nr): error[i] tells of page i from the first on, unless all have the same. */
+static void note_runs(struct ksmemu_agent *agent, const struct ksmemu_run *runs, size_t nr,
+		      const int32_t *error, int32_t all)
+{
+	for (size_t i = 0; i < nr; i++)
+		note(agent, runs[i].page, runs[i].nr_pages,
+		     all ? NULL : error + (runs[i].page - runs[0].page), all);
+}
+
 /* Merge runs[0..nr), which fit into one window, and note each page of them. */
 static void merge_runs(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		       const struct ksmemu_run *runs, size_t nr)
 {
-	const struct ksmemu_run *last = &runs[nr - 1];
-	uint64_t first = runs[0].page;
-	int32_t error = refusal(agent, space, first, last->page + last->nr_pages - first);
+	int32_t error = refusal_of_runs(agent, space, runs, nr);
 	struct ksmemu_verdict verdict;
 
-	for (size_t i = 0; i < nr && !error; i++)
-		error = is_in_pool(agent, &runs[i]) ? 0 : EINVAL;
 	if (!error)
 		ksmemu_merge_window(agent, space, runs, nr, &verdict,
 				    &agent->outbox.head.frozen_ns);
-	for (size_t i = 0; i < nr; i++)
-		note(agent, runs[i].page, runs[i].nr_pages,
-		     error ? NULL : verdict.error + (runs[i].page - first), error);
+	note_runs(agent, runs, nr, verdict.error, error);
 }
 
 static void rehome_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
@@ -130,18 +146,12 @@ static void rehome_run(struct ksmemu_agent *agent, struct ksmemu_space *space,
 static void renew_runs(struct ksmemu_agent *agent, struct ksmemu_space *space,
 		       const struct ksmemu_run *runs, size_t nr)
 {
-	const struct ksmemu_run *last = &runs[nr - 1];
-	int32_t error = refusal(agent, space, runs[0].page,
-				last->page + last->nr_pages - runs[0].page);
+	int32_t error = refusal_of_runs(agent, space, runs, nr);
 	int32_t found[KSMEMU_RENEW_PAGES];
 
-	for (size_t i = 0; i < nr && !error; i++)
-		error = is_in_pool(agent, &runs[i]) ? 0 : EINVAL;
 	if (!error)
 		ksmemu_renew(agent, space, runs, nr, found, &agent->outbox.head.frozen_ns);
-	for (size_t i = 0; i < nr; i++)
-		note(agent, runs[i].page, runs[i].nr_pages,
-		     error ? NULL : found + (runs[i].page - runs[0].page), error);
+	note_runs(agent, runs, nr, found, error);
 }
 
 /* How many of the pages at `first` are under one protection: at most max. */

@@ -136,8 +136,7 @@ def test_copies_that_lie_apart_are_renewed():
     with joined(nr_pages=nr, nr_frames=nr) as space:
         merge(space, range(nr), frame=0)
         pages = range(0, nr, 3)
-        for page in pages:
-            rewrite(space, [page])
+        rewrite(space, pages)
         space.write(6, b"mine")
         renewed = space.renew(*((page, page, 1) for page in pages))
         assert renewed == dict.fromkeys(pages, 0) | {6: errno.EAGAIN}
@@ -161,8 +160,7 @@ def test_writes_to_a_page_between_copies_are_recorded_as_before():
     with joined() as space:
         settle(space, range(3, 10), 20)
         assert set(space.merge((3, 20, 3), (7, 24, 3)).values()) == {0}
-        rewrite(space, [4])
-        rewrite(space, [8])
+        rewrite(space, [4, 8])
         space.harvest()
         assert space.renew((4, 21, 1), (8, 25, 1)) == {4: 0, 8: 0}
         assert space.broken(3, 6) == space.broken(7, 10) == []
@@ -196,8 +194,7 @@ def test_a_drop_over_another_frame_would_be_noticed_without():
 def test_what_lies_between_may_be_protected():
     with joined() as space:
         merge(space, range(3, 10))
-        for page in (4, 7):
-            rewrite(space, [page])
+        rewrite(space, [4, 7])
         space.protect(5, 6, PROT_READ)
         assert space.renew((4, 21, 1), (7, 24, 1)) == {4: 0, 7: 0}
         assert space.broken(3, 10) == []
@@ -208,8 +205,7 @@ def test_what_lies_between_may_be_protected():
 def test_what_lies_between_may_be_mergeable_no_more():
     with joined() as space:
         merge(space, range(3, 10))
-        for page in (4, 7):
-            rewrite(space, [page])
+        rewrite(space, [4, 7])
         space.agent.withdraw(SPACE, space.ranges((0, 5), (6, 23)))
         space.epoch += 1
         assert space.renew((4, 21, 1), (7, 24, 1)) == {4: 0, 7: 0}
@@ -221,8 +217,7 @@ def test_copies_may_lie_further_apart_than_a_freeze_reaches():
     nr = _core.RENEW_PAGES + 7
     with joined(nr_pages=nr, nr_frames=nr) as space:
         merge(space, range(nr), frame=0)
-        for page in (3, nr - 2):
-            rewrite(space, [page])
+        rewrite(space, [3, nr - 2])
         assert space.renew((3, 3, 1), (nr - 2, nr - 2, 1)) == {3: 0, nr - 2: 0}
         assert space.broken(0, nr) == []
 
