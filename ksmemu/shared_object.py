@@ -1,11 +1,9 @@
-"""Shared-memory objects without a name: the own object of a space, and the pool. kill -9 leaks nothing."""
+"""Shared-memory objects that never had a name: own objects of spaces, and the pool. kill -9 leaks nothing."""
 
 from __future__ import annotations
 
 import logging
 import os
-
-import posix_ipc
 
 from ksmemu import room
 
@@ -13,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 def create(size: int, needed: int) -> int:
-    """Make an object of `size` bytes, all hole, with no name left; return its descriptor.
+    """Make an object of `size` bytes, all hole; return its descriptor.
 
-    A POSIX shared-memory object where its file system has room for `needed` bytes. Where it has not, a page
+    It lies where POSIX shared memory does, if there is room for `needed` bytes. If there is not, a page
     written later could end the writer by SIGBUS: a memfd serves then, which only memory bounds.
 
     Raises:
@@ -23,13 +21,12 @@ def create(size: int, needed: int) -> int:
     """
     if room.shm_bytes() >= needed:
         try:
-            shared = posix_ipc.SharedMemory(None, posix_ipc.O_CREX, mode=0o600, size=size)
+            # What shm_open(3) makes has a name at first: who is killed before unlinking it leaves it behind.
+            fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            log.warning("no POSIX shared memory (%s): a memfd serves", error)
+            log.warning("no shared memory in /dev/shm (%s): a memfd serves", error)
         else:
-            shared.unlink()
-            os.set_inheritable(shared.fd, False)
-            return int(shared.fd)
+            return _sized(fd, size)
     else:
         log.warning("/dev/shm has no room for %d bytes: a memfd serves", needed)
     return create_memfd(size)
@@ -37,7 +34,10 @@ def create(size: int, needed: int) -> int:
 
 def create_memfd(size: int) -> int:
     """Make an object that no file system limits, only memory; errors as create()."""
-    fd = os.memfd_create("ksmemu", os.MFD_CLOEXEC)
+    return _sized(os.memfd_create("ksmemu", os.MFD_CLOEXEC), size)
+
+
+def _sized(fd: int, size: int) -> int:
     try:
         os.ftruncate(fd, size)
     except OSError:

@@ -1,10 +1,14 @@
 """I5: what ksmemu takes it gives back: before the first advice, after unmerging, after close nothing."""
 
+import os
+from multiprocessing.shared_memory import SharedMemory
+
 import pytest
 
 import ksmemu
-from tests.support import books, crew, leftovers
+from tests.support import books, crew, leftovers, procmaps
 from tests.support.books import Member
+from tests.support.namespaces import SmallShmWorker
 from tests.support.procmaps import PAGE
 from tests.support.waiting import wait_until
 
@@ -86,3 +90,38 @@ def test_a_process_that_never_advises_pays_nothing(crew_of, ksmd):
     after = worker.call(leftovers.of_worker)
     assert after == before
     assert ksmd.read("workers") == 0
+
+
+def test_who_is_killed_at_any_instant_leaves_no_name(tmp_path):
+    with SmallShmWorker(1 << 40) as worker:
+        found = worker.call(do_and_see_names, share_with_itself, tmp_path)
+        noticed = worker.call(do_and_see_names, make_object_by_name, tmp_path)
+    assert found == (2, False)
+    assert noticed == (0, True), "a name for an instant would not be noticed"
+
+
+def do_and_see_names(state, do, directory):
+    """Return how many objects there were in /dev/shm, and whether any had a name, were it for an instant."""
+    os.utime("/dev/shm", ns=(0, 0))
+    paths = do(directory)
+    return len({path for path in paths if "/dev/shm" in path}), os.stat("/dev/shm").st_mtime_ns != 0
+
+
+def share_with_itself(directory):
+    """Merge a space; return the paths of its object, and of the pool."""
+    with (
+        ksmemu.Ksmd(directory, **FAST) as ksmd,
+        ksmemu.AddressSpace(PAGE * NR_PAGES, instance=directory) as space,
+    ):
+        start = space.mmap(space.size)
+        space.madvise_all(ksmemu.MADV_MERGEABLE)
+        space.write(start, crew.content(1) * (NR_PAGES - 1))
+        wait_until(lambda: ksmd.read("pages_sharing") == NR_PAGES - 2, what="merging")
+        return [mapping.path for mapping in procmaps.mappings("self", start, start + space.size)]
+
+
+def make_object_by_name(directory):
+    named = SharedMemory(create=True, size=PAGE)
+    named.unlink()
+    named.close()
+    return []

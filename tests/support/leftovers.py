@@ -32,7 +32,7 @@ def of_busy_ksmd(ksmd):
 
 
 def of_process(pid):
-    kinds = (re.sub(r":\[\d+\]|(?<=/dev/shm/)\w+", "", what) for what in procmaps.descriptors(pid).values())
+    kinds = (re.sub(r":\[\d+\]|(?<=/dev/shm/)#\d+", "", what) for what in procmaps.descriptors(pid).values())
     shared = [m for m in procmaps.mappings(pid) if "/dev/shm/" in m.path or "memfd:" in m.path]
     return {
         "descriptors": Counter(kind for kind in kinds if not kind.startswith("/proc/")),
