@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -30,11 +31,11 @@ NR_PAGES = 23
 
 THE_CALL = -1
 """Among pages: that of no page in particular."""
-FAIL, HALF = 1, 2
+FAIL, HALF, STOP_BEFORE = 1, 2, 5
 FAULTS = {
     "api": [(FAIL, errno.EINVAL)],
     "calloc": [(FAIL, errno.ENOMEM)],
-    "connect": [(FAIL, errno.EAGAIN)],
+    "connect": [(FAIL, errno.EAGAIN), (FAIL, errno.ECONNREFUSED)],
     "eventfd": [(FAIL, errno.EMFILE)],
     "fallocate": [(FAIL, errno.EINTR)],
     "fcntl": [(FAIL, errno.ENOLCK)],
@@ -325,6 +326,42 @@ def test_copies_that_lie_apart_are_renewed_under_one_freeze(faulty):
 
 def calls_of(_, name):
     return play(SCENES[name])[0]
+
+
+def test_a_copy_written_after_the_first_look_is_kept(faulty):
+    """It was equal then; what verify sees counts."""
+    at = faulty.call(_stage_copies)
+    faulty.start(_renew_stopping_before_the_freeze)
+    wait_until(lambda: {*procmaps.thread_states(faulty.pid)} == {"T"}, what="the agent to come there")
+    with open(f"/proc/{faulty.pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(at)
+        memory.write(b"late")
+    faulty.process.send_signal(signal.SIGCONT)
+    assert faulty.finish() == {3: 0, 5: errno.EAGAIN, 7: errno.EAGAIN, 9: 0}
+    faulty.call(_keep_what_was_written)
+
+
+def _stage_copies(state):
+    """Return where page 5 is."""
+    state.opened = contextlib.ExitStack()
+    state.on = state.opened.enter_context(stage(nr_pages=NR_PAGES))
+    copies_apart(state.on)
+    return state.on.space.address(5)
+
+
+def _renew_stopping_before_the_freeze(state):
+    from tests.support import faults  # noqa: PLC0415 - only where the core has them
+
+    with faults.fault(("register", 1, STOP_BEFORE, 0)):
+        return renew_those_apart(state.on)
+
+
+def _keep_what_was_written(state):
+    with state.opened:
+        state.on.model[5][:4] = b"late"
+        state.on.check()
+        state.on.write_all()
+        state.on.check()
 
 
 # ---- more than one at once -------------------------------------------------------------------------
